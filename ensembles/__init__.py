@@ -1,0 +1,1 @@
+"""Ensembles: pick, average, score and publish members."""

@@ -1,0 +1,1 @@
+"""Encoding models: tensors in, rates of neurons out. Knows torch and einops only."""

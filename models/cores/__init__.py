@@ -1,0 +1,1 @@
+"""Cores: from video to features in space and time."""

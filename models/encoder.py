@@ -1,0 +1,173 @@
+"""An encoder: one core for all sessions, a readout (and a shifter) for each."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SessionSpec:
+    """All that a readout may know of a recording.
+
+    Attributes:
+        session: name of the recording; also the key of its readout.
+        num_neurons: neurons of the session.
+        coordinates_um: position of each neuron in cortex (x, y, depth), micrometres.
+        mean_response: mean normalized activity of each neuron; starts the readout's bias.
+    """
+
+    session: str
+    num_neurons: int
+    coordinates_um: Float[Tensor, "n 3"]
+    mean_response: Float[Tensor, " n"]
+
+    def __post_init__(self) -> None:
+        """Refuse what no readout could be built for."""
+        if not self.session or "." in self.session:
+            raise ValueError(f"session is {self.session!r}, but must be a non-empty name without dots")
+        if self.num_neurons < 1:
+            raise ValueError(f"num_neurons of {self.session} is {self.num_neurons}, but must be at least 1")
+        if self.coordinates_um.shape != (self.num_neurons, 3):
+            raise ValueError(
+                f"coordinates_um of {self.session} is {tuple(self.coordinates_um.shape)}, "
+                f"but must be ({self.num_neurons}, 3)"
+            )
+        if self.mean_response.shape != (self.num_neurons,):
+            raise ValueError(
+                f"mean_response of {self.session} is {tuple(self.mean_response.shape)}, "
+                f"but must be ({self.num_neurons},)"
+            )
+
+
+class ModelConfig(Protocol):
+    """What every model family's configuration can do; the fields differ."""
+
+    @property
+    def warmup_frames(self) -> int:
+        """Leading frames of a clip that get no prediction."""
+
+    def build(self, sessions: Sequence[SessionSpec], frame_shape: tuple[int, int]) -> "Encoder":
+        """Build the encoder; parameters are drawn from torch's current generator.
+
+        Args:
+            sessions: one readout is built for each.
+            frame_shape: rows and columns of a video frame.
+        """
+
+
+class Core(nn.Module):
+    """From video (and behavior, where the model feeds it to the core) to features.
+
+    Subclasses set ``out_channels`` and ``out_shape`` (rows and columns of the feature map) and implement
+    ``forward(video (b 1 t h w), behavior (b 2 t), pupil (b 2 t)) -> (b d t_out h_out w_out)``.
+    """
+
+    out_channels: int
+    out_shape: tuple[int, int]
+
+    def regularizer(self) -> Float[Tensor, ""]:
+        """Return the core's penalty, already weighted; zero unless a model has one."""
+        return torch.zeros((), device=next(self.parameters()).device)
+
+
+class Readout(nn.Module):
+    """From features to the activity of one session's neurons, before the output nonlinearity.
+
+    Subclasses implement ``forward(features (b d t h w), *, behavior (b 2 t), pupil (b 2 t),
+    shift (b t 2) or None) -> (b n t)``; behavior and pupil are cut to the features' frames.
+    """
+
+
+class Encoder(nn.Module):
+    """Predict the responses of any of its sessions.
+
+    Attributes:
+        warmup_frames: leading frames of a clip that get no prediction.
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        readouts: Mapping[str, Readout],
+        *,
+        output: nn.Module,
+        warmup_frames: int,
+        shifters: Mapping[str, nn.Module] | None = None,
+    ) -> None:
+        super().__init__()
+        self.core = core
+        self.readouts = nn.ModuleDict(readouts)
+        self.shifters = nn.ModuleDict(shifters or {})
+        self.output = output
+        self.warmup_frames = warmup_frames
+
+    @property
+    def sessions(self) -> tuple[str, ...]:
+        """The sessions this encoder has a readout for."""
+        return tuple(self.readouts)
+
+    def features(
+        self,
+        video: Float[Tensor, "b 1 t h w"],
+        behavior: Float[Tensor, "b 2 t"],
+        pupil: Float[Tensor, "b 2 t"],
+    ) -> Float[Tensor, "b d t_out h_out w_out"]:
+        """Run the core, which all sessions share."""
+        result: Tensor = self.core(video, behavior, pupil)
+        return result
+
+    def read(
+        self,
+        features: Float[Tensor, "b d t_out h_out w_out"],
+        behavior: Float[Tensor, "b 2 t"],
+        pupil: Float[Tensor, "b 2 t"],
+        *,
+        session: str,
+    ) -> Float[Tensor, "b n t_out"]:
+        """Predict one session's responses from features.
+
+        Raises:
+            ValueError: the encoder has no readout for ``session``.
+        """
+        if session not in self.readouts:
+            raise ValueError(f"session is {session!r}, but must be one of {', '.join(self.sessions)}")
+        num_frames = features.shape[2]
+        behavior, pupil = behavior[..., -num_frames:], pupil[..., -num_frames:]
+        shift = self.shifters[session](pupil) if session in self.shifters else None
+        rates = self.readouts[session](features, behavior=behavior, pupil=pupil, shift=shift)
+        result: Tensor = self.output(rates)
+        return result
+
+    def forward(
+        self,
+        video: Float[Tensor, "b 1 t h w"],
+        behavior: Float[Tensor, "b 2 t"],
+        pupil: Float[Tensor, "b 2 t"],
+        *,
+        session: str,
+    ) -> Float[Tensor, "b n t_out"]:
+        """Predict the responses of one session's neurons.
+
+        Returns:
+            Rates for the last ``t - warmup_frames`` frames of the clip.
+        """
+        return self.read(self.features(video, behavior, pupil), behavior, pupil, session=session)
+
+    def regularizer(self) -> Float[Tensor, ""]:
+        """Return the penalty on the core's parameters, already weighted."""
+        return self.core.regularizer()
+
+    def core_parameters(self) -> Iterator[nn.Parameter]:
+        """Return the parameters all sessions share."""
+        return self.core.parameters()
+
+    def session_parameters(self, session: str | None = None) -> Iterator[nn.Parameter]:
+        """Return the parameters of one session's readout and shifter, or of all of them."""
+        for name in self.sessions if session is None else (session,):
+            yield from self.readouts[name].parameters()
+            if name in self.shifters:
+                yield from self.shifters[name].parameters()

@@ -1,0 +1,1 @@
+"""Readouts: from features to the rates of one session's neurons."""

@@ -1,0 +1,1 @@
+"""One run: from a RunSpec to a scored, tracked, resumable checkpoint."""
