@@ -1,4 +1,4 @@
-"""Write one mouse folder in the raw Sensorium-2023 format: the only place that knows its names and axes for writing.
+"""Write mouse folders in the raw Sensorium-2023 format; no other module knows how to write it.
 
 Source: the data set's own description (gin.g-node.org/pollytur/sensorium_2023_dataset) and the
 ``FileTreeDataset`` of neuralpredictors, which reads such folders.
@@ -29,8 +29,8 @@ _STATISTICS_BLOCK_BYTES = 64 * 2**20
 class RawWriter:
     """Write one mouse folder trial by trial, holding one trial (later one block of statistics) in memory.
 
-    Everything goes to ``<folder>.partial`` and gets its name in ``finish``, so a folder with the final name is
-    complete. Left-overs of an interrupted writer are removed.
+    Everything goes to ``<folder>.partial`` and gets its name in ``finish``, so a folder with the final name
+    is complete. Left-overs of an interrupted writer are removed.
 
     Args:
         folder: the mouse folder; its name is the session. Must not exist yet.
@@ -97,7 +97,8 @@ class RawWriter:
             raise ValueError(f"trial {index} is written already, but must be written once")
         if responses is not None and responses.shape[0] != self._num_neurons:
             raise ValueError(
-                f"trial {index} has responses of {responses.shape[0]} neurons, but must have {self._num_neurons}"
+                f"trial {index} has responses of {responses.shape[0]} neurons, "
+                f"but must have {self._num_neurons}"
             )
         stored = {
             "videos": self._pad(np.moveaxis(video, 0, -1), f"video of trial {index}"),
@@ -117,9 +118,9 @@ class RawWriter:
         """Write tiers, statistics over the train trials and ``config.json``, then give the folder its name.
 
         Args:
-            trial_idx: the experiment's own trial numbers, as the new mice have them ('51', or '12--13--14' for
-                merged image presentations); ``animal_id``, ``session``, ``scan_idx`` and ``target_fps`` come with
-                them. None for an old mouse, which has none of these files.
+            trial_idx: the experiment's own trial numbers, as the new mice have them ('51', or '12--13--14'
+                for merged image presentations); ``animal_id``, ``session``, ``scan_idx`` and ``target_fps``
+                come with them. None for an old mouse, which has none of these files.
         """
         num_trials = len(self._tiers)
         if sorted(self._tiers) != list(range(num_trials)):
@@ -147,7 +148,8 @@ class RawWriter:
         match = SESSION_PATTERN.fullmatch(self._folder.name)
         if match is None:
             raise ValueError(
-                f"session is {self._folder.name!r}, but must look like dynamic12345-1-2-Video-0a1b to have a trial_idx"
+                f"session is {self._folder.name!r}, "
+                "but must look like dynamic12345-1-2-Video-0a1b to have a trial_idx"
             )
         columns = {"trial_idx": np.array(trial_idx, dtype=np.str_)}
         for name, number in zip(("animal_id", "session", "scan_idx"), match.groups(), strict=True):
@@ -179,13 +181,13 @@ def statistics_over_trials(
     """
     if not paths:
         raise ValueError("there are no train trials, but the statistics need at least one")
-    arrays = [np.load(path, mmap_mode="r", allow_pickle=False) for path in paths]
-    shape, dtype = arrays[0].shape, arrays[0].dtype
+    first = _open(paths[0])
+    shape, dtype = first.shape, first.dtype
     result = {name: np.empty(shape, dtype) for name in STATISTICS}
     row_bytes = len(paths) * shape[-1] * dtype.itemsize
     for rows in _blocks(int(np.prod(shape[:-1])), max(1, block_bytes // row_bytes)):
         # Trials last and sorted: NaN collects at the end, and min, max and median are single look-ups.
-        stack = np.stack([array.reshape(-1, shape[-1])[rows] for array in arrays], axis=-1)
+        stack = np.stack([_open(path).reshape(-1, shape[-1])[rows] for path in paths], axis=-1)
         stack.sort(axis=-1)
         for name, values in _statistics_of_sorted(stack).items():
             result[name].reshape(-1, shape[-1])[rows] = values
@@ -215,6 +217,11 @@ def _statistics_of_sorted(stack: Float[np.ndarray, "rows t k"]) -> dict[str, Flo
 def _blocks(length: int, size: int) -> Iterator[slice]:
     for start in range(0, length, size):
         yield slice(start, min(start + size, length))
+
+
+def _open(path: Path) -> np.ndarray:
+    opened: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    return opened
 
 
 def _save(path: Path, array: np.ndarray) -> None:

@@ -20,9 +20,7 @@ def make_writer(folder: Path, *, dtype=np.float32, num_padded_frames: int = 6) -
     )
 
 
-def write_trial(
-    writer: RawWriter, index: int, tier: Tier, *, num_frames: int, value: float = 1.0, withheld=False
-):
+def write_trial(writer: RawWriter, index: int, tier: Tier, *, num_frames, value=1.0, withheld=False):
     writer.write_trial(
         index,
         tier=tier,
