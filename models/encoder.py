@@ -50,6 +50,10 @@ class ModelConfig(Protocol):
     def warmup_frames(self) -> int:
         """Leading frames of a clip that get no prediction."""
 
+    @property
+    def causal(self) -> bool:
+        """Whether the prediction of a frame uses nothing of later frames."""
+
     def build(self, sessions: Sequence[SessionSpec], frame_shape: tuple[int, int]) -> "Encoder":
         """Build the encoder; parameters are drawn from torch's current generator.
 
@@ -116,7 +120,16 @@ class Encoder(nn.Module):
         behavior: Float[Tensor, "b 2 t"],
         pupil: Float[Tensor, "b 2 t"],
     ) -> Float[Tensor, "b d t_out h_out w_out"]:
-        """Run the core, which all sessions share."""
+        """Run the core, which all sessions share.
+
+        Raises:
+            ValueError: the clip has no frame that could be predicted.
+        """
+        if video.shape[2] <= self.warmup_frames:
+            raise ValueError(
+                f"clip has {video.shape[2]} frames, but must have more than the {self.warmup_frames} "
+                "that this model needs before its first prediction"
+            )
         result: Tensor = self.core(video, behavior, pupil)
         return result
 
