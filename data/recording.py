@@ -2,9 +2,16 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+import pyarrow.parquet as pq
+from jaxtyping import Float, Float32, Int, Shaped
+
+from data.array_files import map_array
+from data.store import STATISTICS, VARIABLES, SessionEntry, check_sizes, read_manifest
+from data.trial_table import TrialRow, read_trials
 
 
 class RecordingError(ValueError):
@@ -66,3 +73,182 @@ class Neurons:
 
     ids: Int[np.ndarray, " n"]
     coordinates_um: Float[np.ndarray, "n 3"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Frames:
+    """Frames of one trial, time first: views into the mapped store, read-only and not copied.
+
+    Attributes:
+        video: grey levels 0..255, uint8 or float16.
+        behavior: pupil dilation (camera pixels), running speed.
+        pupil: pupil center, horizontal and vertical (camera pixels).
+        responses: activity as stored, float16 or float32; None where withheld.
+    """
+
+    video: Shaped[np.ndarray, "t h w"]
+    behavior: Float32[np.ndarray, "t 2"]
+    pupil: Float32[np.ndarray, "t 2"]
+    responses: Float[np.ndarray, "t n"] | None
+
+
+class Recording:
+    """One session of a store.
+
+    Opening checks the manifest and the files' sizes; the arrays are mapped when they are first used, by each
+    process for itself, so that all processes of a machine share their pages. A pickled recording is its path
+    and name; it opens itself again where it arrives, with the video ids it had.
+
+    Attributes:
+        store: absolute path of the store.
+        session: name of the recording.
+        frame_rate_hz: of all its arrays.
+        neurons: in the order of the responses.
+        trials: in the order of the raw folder, which is not the order of the experiment.
+        frame_shape: rows and columns of a video frame.
+        num_padded_frames: frames of the official statistics.
+        fingerprint: sha256 identity of neurons, trials and data.
+    """
+
+    def __init__(self, store: Path, entry: SessionEntry, *, trials_table: str) -> None:
+        self.store = store
+        self._entry = entry
+        self._trials_table = trials_table
+        check_sizes(store / entry.session, entry)
+        rows = read_trials(store / trials_table, session=entry.session)
+        self._rows = {row.trial: row for row in rows}
+        self.session = entry.session
+        self.frame_rate_hz = entry.frame_rate_hz
+        self.frame_shape = entry.frame_shape
+        self.num_padded_frames = entry.num_padded_frames
+        self.fingerprint = entry.fingerprint
+        self.trials = tuple(_trial(row) for row in rows)
+        self._trial_of = {trial.index: trial for trial in self.trials}
+        self.neurons = _read_neurons(store / entry.session / "neurons.parquet")
+        self._arrays: dict[tuple[str, str], np.ndarray] = {}
+
+    @classmethod
+    def open(cls, store: Path, session: str) -> "Recording":
+        """Open one session of a store.
+
+        Raises:
+            StoreError: no store, another format version, an unknown session, a missing or truncated file.
+        """
+        store = Path(store).absolute()
+        manifest = read_manifest(store)
+        return cls(store, manifest.entry(session), trials_table=manifest.trials_table)
+
+    def frames(self, trial: Trial, start: int, stop: int, step: int = 1) -> Frames:
+        """Return frames ``start, start + step, ...`` before ``stop`` of one trial.
+
+        Raises:
+            ValueError: the trial is not of this recording, or the frames are not in it.
+        """
+        row = self._row(trial)
+        if not (0 <= start < stop <= row.num_frames and step >= 1):
+            raise ValueError(
+                f"frames are {start}:{stop}:{step} of trial {trial.index} of {self.session}, "
+                f"but must be in 0:{row.num_frames} with a step of at least 1"
+            )
+        first, last = row.row + start, row.row + stop
+        videos = self._array(row.video_session, "videos.npy")
+        behavior = self._array(self.session, "behavior.npy")[first:last:step]
+        responses = None
+        if row.has_responses:
+            first, last = row.responses_row + start, row.responses_row + stop
+            responses = self._array(self.session, "responses.npy")[first:last:step]
+        return Frames(
+            video=videos[row.video_row + start : row.video_row + stop : step],
+            behavior=behavior[:, :2],
+            pupil=behavior[:, 2:],
+            responses=responses,
+        )
+
+    def video(self, trial: Trial) -> Shaped[np.ndarray, "t h w"]:
+        """Return the whole video of a trial: grey levels 0..255, uint8 or float16."""
+        return self.frames(trial, 0, trial.num_frames).video
+
+    def behavior(self, trial: Trial) -> Float32[np.ndarray, "2 t"]:
+        """Return pupil dilation (camera pixels) and running speed."""
+        return self.frames(trial, 0, trial.num_frames).behavior.T
+
+    def pupil(self, trial: Trial) -> Float32[np.ndarray, "2 t"]:
+        """Return the pupil center, horizontal and vertical (camera pixels)."""
+        return self.frames(trial, 0, trial.num_frames).pupil.T
+
+    def responses(self, trial: Trial) -> Float[np.ndarray, "n t"] | None:
+        """Return the activity of all neurons as stored, or None where it is withheld."""
+        responses = self.frames(trial, 0, trial.num_frames).responses
+        return None if responses is None else responses.T
+
+    def statistics(self, variable: str, name: str) -> Float32[np.ndarray, "..."]:
+        """Return an official statistic: over trials, for each element and each of the padded frames.
+
+        Args:
+            variable: videos, responses, behavior or pupil_center.
+            name: min, max, mean, median or std.
+
+        Returns:
+            The raw array's shape, padded frames last: ``(n, num_padded_frames)`` for responses. NaN where no
+            trial of the statistic lasted that long.
+        """
+        for what, value, known in (("variable", variable, VARIABLES), ("name", name, STATISTICS)):
+            if value not in known:
+                raise ValueError(f"{what} is {value!r}, but must be one of {', '.join(known)}")
+        stacked: np.ndarray = self._array(self.session, f"statistics/{variable}.npy")
+        values: np.ndarray = stacked[STATISTICS.index(name)]
+        return values
+
+    def _row(self, trial: Trial) -> TrialRow:
+        own = self._trial_of.get(trial.index)
+        if own is not trial and own != trial:
+            raise ValueError(f"trial is {trial}, but must be one of the trials of {self.session}")
+        return self._rows[trial.index]
+
+    def _array(self, session: str, name: str) -> Shaped[np.ndarray, "..."]:
+        key = (session, name)
+        if key not in self._arrays:
+            # Clips shared with another mouse lie in that mouse's folder.
+            entry = self._entry if session == self.session else read_manifest(self.store).entry(session)
+            self._arrays[key] = map_array(self.store / session / name, entry.files[name])
+        return self._arrays[key]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reopen, (self.store, self.session, self._trials_table)
+
+    def __repr__(self) -> str:
+        return f"Recording({self.session}: {len(self.neurons.ids)} neurons, {len(self.trials)} trials)"
+
+
+def open_store(store: Path) -> list[Recording]:
+    """Open all sessions of a store, in the order of their conversion.
+
+    Raises:
+        StoreError: as ``Recording.open``.
+    """
+    store = Path(store).absolute()
+    manifest = read_manifest(store)
+    return [
+        Recording(store, entry, trials_table=manifest.trials_table) for entry in manifest.sessions.values()
+    ]
+
+
+def _reopen(store: Path, session: str, trials_table: str) -> Recording:
+    return Recording(store, read_manifest(store).entry(session), trials_table=trials_table)
+
+
+def _trial(row: TrialRow) -> Trial:
+    return Trial(
+        index=row.trial,
+        tier=Tier(row.tier),
+        num_frames=row.num_frames,
+        video_id=row.video_id,
+        stimulus=Stimulus(row.stimulus),
+        has_responses=row.has_responses,
+    )
+
+
+def _read_neurons(path: Path) -> Neurons:
+    table = pq.read_table(path, partitioning=None)
+    coordinates = [table[f"{axis}_um"].to_numpy() for axis in "xyz"]
+    return Neurons(ids=table["unit_id"].to_numpy(), coordinates_um=np.stack(coordinates, axis=1))
