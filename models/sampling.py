@@ -117,7 +117,7 @@ def _neuron_of(rows: Int[Tensor, "f n 4"]) -> Int[Tensor, " entries"]:
     """Return the neuron of each entry of ``rows``, flattened."""
     num_frames, num_neurons, num_corners = rows.shape
     neuron = rearrange(torch.arange(num_neurons, device=rows.device), "n -> 1 n 1")
-    return neuron.expand(num_frames, -1, num_corners).flatten()
+    return neuron.expand(num_frames, -1, num_corners).flatten().contiguous()
 
 
 def _grad_weights(
