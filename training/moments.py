@@ -100,10 +100,15 @@ class CoMoments:
         covariance: Float[np.ndarray, " n"] = self.scatter[2] / np.maximum(self.count, 1.0)
         return covariance
 
+    def constant_traces(self) -> Bool[np.ndarray, "2 n"]:
+        """Tell which traces never change (or have no valid frame), to float32 precision."""
+        flat: Bool[np.ndarray, "2 n"] = self.variance() <= (CONSTANT_TOLERANCE * np.abs(self.mean)) ** 2
+        return flat
+
     def is_constant(self) -> Bool[np.ndarray, " n"]:
-        """Tell for which neurons a trace never changes (or has no valid frame), to float32 precision."""
-        rounding = (CONSTANT_TOLERANCE * np.abs(self.mean)) ** 2
-        flat: Bool[np.ndarray, " n"] = np.any(self.variance() <= rounding, axis=0)
+        """Tell for which neurons one of the two traces is constant."""
+        first, second = self.constant_traces()
+        flat: Bool[np.ndarray, " n"] = np.logical_or(first, second)
         return flat
 
     def correlation(self) -> Float[np.ndarray, " n"]:
