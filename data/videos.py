@@ -106,8 +106,8 @@ def is_same_video(first: VideoSignature, second: VideoSignature) -> bool:
 
     A frame is found if the other video has it within three frames of the same time, or passes through it
     between two frames (resampled frames may be blends), up to an rms difference of two grey levels. Of the
-    same video nearly all frames are found, both ways, and never more than three in a row are not. The shortest
-    segment (a Gaussian dot) has nine frames, so clips which differ in one segment are different.
+    same video nearly all frames are found, both ways, and never more than three in a row are not. Even the
+    shortest segment (a Gaussian dot) has nine frames, so clips which differ in one segment are different.
     """
     if first.frame_shape != second.frame_shape:
         return False
