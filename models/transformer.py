@@ -11,6 +11,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from models.drop_path import DropPath
+from models.dropped_linear import DroppedLinear
 
 FeedForwardActivation = Literal["tanh", "sigmoid", "elu", "gelu", "swiglu"]
 BlockName = Literal["parallel", "sequential"]
@@ -64,15 +65,11 @@ class BlockConfig:
 
 
 class _Attention(nn.Module):
-    """Softmax attention over a row, on queries, keys and values made elsewhere; dropout on what it returns.
-
-    The published model drops features of the attention's output, not entries of the attention matrix.
-    """
+    """Softmax attention over a row, on queries, keys and values made elsewhere."""
 
     def __init__(self, config: BlockConfig) -> None:
         super().__init__()
         self.num_heads = config.num_heads
-        self.dropout = nn.Dropout(config.attention_dropout)
         if config.qk_norm:
             self.query_norm: nn.Module = nn.LayerNorm(config.attention_dim)
             self.key_norm: nn.Module = nn.LayerNorm(config.attention_dim)
@@ -87,14 +84,15 @@ class _Attention(nn.Module):
             for features in (self.query_norm(query), self.key_norm(key), value)
         )
         attended = functional.scaled_dot_product_attention(query, key, value)
-        result: Tensor = self.dropout(rearrange(attended, "row head s d -> row s (head d)"))
+        result: Tensor = rearrange(attended, "row head s d -> row s (head d)")
         return result
 
 
 class ParallelBlock(nn.Module):
     """``x + DropPath(attention(y)) + DropPath(feed_forward(y))`` with ``y = norm(x)`` and no biases.
 
-    One matrix makes queries, keys, values and the input of the feed-forward activation.
+    One matrix holds the weights of queries, keys, values and the input of the feed-forward activation.
+    Dropout acts on what attention returns, not on the attention matrix.
 
     Source:
         Dehghani et al. 2023, arXiv:2302.05442, section 2.1; as used by ViV1T's released code.
@@ -106,18 +104,23 @@ class ParallelBlock(nn.Module):
         self.norm = nn.LayerNorm(config.embedding_dim)
         self.fused = nn.Linear(config.embedding_dim, sum(self.widths), bias=False)
         self.attention = _Attention(config)
-        self.attention_output = nn.Linear(config.attention_dim, config.embedding_dim, bias=False)
+        self.attention_output = DroppedLinear(
+            config.attention_dim, config.embedding_dim, rate=config.attention_dropout, bias=False
+        )
         self.feed_forward = nn.Sequential(
             ACTIVATIONS[config.ff_activation](),
-            nn.Dropout(config.ff_dropout),
-            nn.Linear(config.ff_dim, config.embedding_dim, bias=False),
+            DroppedLinear(config.ff_dim, config.embedding_dim, rate=config.ff_dropout, bias=False),
         )
         self.drop_path = DropPath(config.drop_path)
         initialize_linear(self)
 
     def forward(self, tokens: Float[Tensor, "row s d"]) -> Float[Tensor, "row s d"]:
         """Mix the tokens of each row; rows do not see each other."""
-        query, key, value, hidden = self.fused(self.norm(tokens)).split(self.widths, dim=-1)
+        # Four products instead of one: putting together the gradient of one would copy all of it.
+        normalized = self.norm(tokens)
+        query, key, value, hidden = (
+            functional.linear(normalized, weight) for weight in self.fused.weight.split(self.widths)
+        )
         attended = self.attention_output(self.attention(query, key, value))
         result: Tensor = tokens + self.drop_path(attended) + self.drop_path(self.feed_forward(hidden))
         return result
@@ -137,14 +140,14 @@ class SequentialBlock(nn.Module):
         self.fused = nn.Linear(config.embedding_dim, 3 * config.attention_dim, bias=False)
         self.attention = _Attention(config)
         self.attention_output = nn.Sequential(
-            nn.Linear(config.attention_dim, config.embedding_dim), nn.Dropout(config.attention_dropout)
+            DroppedLinear(config.attention_dim, config.embedding_dim, rate=config.attention_dropout),
+            nn.Dropout(config.attention_dropout),
         )
         self.feed_forward = nn.Sequential(
             nn.LayerNorm(config.embedding_dim),
             nn.Linear(config.embedding_dim, config.ff_input_dim),
             ACTIVATIONS[config.ff_activation](),
-            nn.Dropout(config.ff_dropout),
-            nn.Linear(config.ff_dim, config.embedding_dim),
+            DroppedLinear(config.ff_dim, config.embedding_dim, rate=config.ff_dropout),
             nn.Dropout(config.ff_dropout),
         )
         self.drop_path = DropPath(config.drop_path)
@@ -152,7 +155,8 @@ class SequentialBlock(nn.Module):
 
     def forward(self, tokens: Float[Tensor, "row s d"]) -> Float[Tensor, "row s d"]:
         """Mix the tokens of each row; rows do not see each other."""
-        query, key, value = self.fused(self.norm(tokens)).chunk(3, dim=-1)
+        normalized = self.norm(tokens)
+        query, key, value = (functional.linear(normalized, weight) for weight in self.fused.weight.chunk(3))
         tokens = tokens + self.drop_path(self.attention_output(self.attention(query, key, value)))
         result: Tensor = tokens + self.drop_path(self.feed_forward(tokens))
         return result

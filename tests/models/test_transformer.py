@@ -66,7 +66,7 @@ def test_the_parallel_block_is_its_formula(activation):
     fused = norm(x, block.norm) @ block.fused.weight.T
     a = attend(fused[..., :12], fused[..., 12:24], fused[..., 24:36], num_heads=3, head_dim=4)
     f = ACTIVATION_FORMULAS[activation](fused[..., 36:])
-    expected = x + a @ block.attention_output.weight.T + f @ block.feed_forward[2].weight.T
+    expected = x + a @ block.attention_output.weight.T + f @ block.feed_forward[1].weight.T
     torch.testing.assert_close(block(x), expected)
 
 
@@ -76,7 +76,7 @@ def test_the_sequential_block_is_its_formula():
     fused = norm(x, block.norm) @ block.fused.weight.T
     a = attend(fused[..., :12], fused[..., 12:24], fused[..., 24:], num_heads=3, head_dim=4)
     x1 = x + a @ block.attention_output[0].weight.T + block.attention_output[0].bias
-    first, second = block.feed_forward[1], block.feed_forward[4]
+    first, second = block.feed_forward[1], block.feed_forward[3]
     hidden = ACTIVATION_FORMULAS["gelu"](norm(x1, block.feed_forward[0]) @ first.weight.T + first.bias)
     torch.testing.assert_close(block(x), x1 + hidden @ second.weight.T + second.bias)
 
@@ -135,17 +135,6 @@ def test_both_branches_drop_rows_independently(kind):
     outcomes = torch.round(block(x)[:, 0, 0], decimals=3).unique(return_counts=True)[1]
     assert len(outcomes) == 4
     assert outcomes.min() > 60
-
-
-@pytest.mark.parametrize("kind", BLOCKS)
-def test_dropout_acts_on_what_attention_returns(kind):
-    torch.manual_seed(0)
-    block = BLOCKS[kind](block_config(attention_dropout=0.25))
-    seen = []
-    output = block.attention_output if isinstance(block, ParallelBlock) else block.attention_output[0]
-    output.register_forward_hook(lambda _module, args, _result: seen.append(args[0]))
-    block(torch.randn(300, 5, 6))
-    assert (seen[0] == 0).float().mean().item() == pytest.approx(0.25, abs=0.02)
 
 
 @pytest.mark.parametrize("kind", BLOCKS)
