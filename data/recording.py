@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from jaxtyping import Float, Float32, Int, Shaped
 
-from data.array_files import map_array
+from data.array_files import StoreError, map_array
 from data.store import STATISTICS, VARIABLES, SessionEntry, check_sizes, read_manifest
 from data.trial_table import TrialRow, read_trials
 
@@ -191,10 +191,18 @@ class Recording:
         Returns:
             The raw array's shape, padded frames last: ``(n, num_padded_frames)`` for responses. NaN where no
             trial of the statistic lasted that long.
+
+        Raises:
+            StoreError: the raw recording came without them.
         """
         for what, value, known in (("variable", variable, VARIABLES), ("name", name, STATISTICS)):
             if value not in known:
                 raise ValueError(f"{what} is {value!r}, but must be one of {', '.join(known)}")
+        if f"statistics/{variable}.npy" not in self._entry.files:
+            raise StoreError(
+                f"{self.session} has no official statistics of {variable}: its source, "
+                f"{self._entry.source.name}, came without meta/statistics/{variable}/all; use a complete one"
+            )
         stacked: np.ndarray = self._array(self.session, f"statistics/{variable}.npy")
         values: np.ndarray = stacked[STATISTICS.index(name)]
         return values
@@ -221,7 +229,7 @@ class Recording:
 
 
 def open_store(store: Path) -> list[Recording]:
-    """Open all sessions of a store, in the order of their conversion.
+    """Open all sessions of a store, in alphabetical order.
 
     Raises:
         StoreError: as ``Recording.open``.

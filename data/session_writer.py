@@ -14,13 +14,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from torch import Tensor
 
 from data.array_files import ArrayWriter, FileEntry, StoreError, flush_folder, write_array, write_bytes
-from data.recording import Neurons, Trial
-from data.store import STATISTICS, SessionEntry, Source, write_session_file
+from data.recording import Neurons
+from data.sensorium import RawTrial
+from data.store import STATISTICS, VARIABLES, SessionEntry, Source, write_session_file
 from data.trial_table import TrialRow, write_trials
+from data.videos import NUM_PROJECTIONS
 
 _LARGEST_FLOAT16 = 65504.0
 # Below 2^-14 float16 has fewer than 11 bits; a session whose largest value is this small would lose them.
@@ -42,23 +44,6 @@ class Clip:
 
     session: str
     row: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class TrialArrays:
-    """The arrays of one raw trial, each cut to its own valid frames.
-
-    Attributes:
-        video: grey levels 0..255.
-        behavior: pupil dilation, running speed.
-        pupil: pupil center, horizontal and vertical.
-        responses: None where withheld.
-    """
-
-    video: Float[np.ndarray, "t_video h w"]
-    behavior: Float[np.ndarray, "2 t_behavior"]
-    pupil: Float[np.ndarray, "2 t_pupil"]
-    responses: Float[np.ndarray, "n t_responses"] | None
 
 
 class SessionWriter:
@@ -111,49 +96,42 @@ class SessionWriter:
         self._open = ExitStack()
         self._videos = self._writer("videos.npy", video_dtype, frame_shape)
         self._behavior = self._writer("behavior.npy", "float32", (4,))
+        self._signatures = self._writer("signatures.npy", "int16", (NUM_PROJECTIONS,))
         self._responses = self._writer("responses.npy", responses_dtype, (len(neurons.ids),))
 
-    def add(self, trial: Trial, arrays: TrialArrays) -> None:
+    def add(self, trial: RawTrial) -> None:
         """Write one trial; its video only if the store does not hold the same clip yet.
 
         Raises:
             ResponseRangeError: a response is too large for float16.
-            StoreError: a grey level is outside of what the video's type can hold.
+            StoreError: a grey level or a response is outside of what the store can hold.
         """
-        assert trial.has_responses == (arrays.responses is not None)
         frames = slice(trial.num_frames)
-        clip, digest = self._add_video(trial, arrays.video)
-        behavior = np.concatenate([arrays.behavior[:, frames], arrays.pupil[:, frames]])
-        responses = arrays.responses
+        clip, digest = self._add_video(trial)
+        behavior = np.concatenate([trial.behavior[:, frames], trial.pupil[:, frames]])
+        self._signatures.append(trial.signature.values)
         row = TrialRow(
             session=self.session,
             trial=trial.index,
-            tier=str(trial.tier),
-            stimulus=str(trial.stimulus),
-            video_id=trial.video_id,
+            tier=trial.tier.value,
+            stimulus=trial.stimulus.value,
+            video_id="",
             num_frames=trial.num_frames,
-            has_responses=responses is not None,
-            valid_videos=len(arrays.video),
-            valid_responses=0 if responses is None else responses.shape[1],
-            valid_behavior=arrays.behavior.shape[1],
-            valid_pupil_center=arrays.pupil.shape[1],
+            has_responses=trial.responses is not None,
             row=self._behavior.append(behavior.T.astype(np.float32, order="C")),
-            responses_row=-1 if responses is None else self._add_responses(trial, responses[:, frames]),
+            responses_row=-1 if trial.responses is None else self._add_responses(trial),
             video_session=clip.session,
             video_row=clip.row,
             video_sha256=digest,
+            **{f"valid_{array}": trial.valid_lengths.get(array, 0) for array in VARIABLES},
         )
         self._rows.append(row)
 
     def add_statistics(self, variable: str, values: Mapping[str, Float[np.ndarray, "..."]]) -> None:
         """Write the official statistics of one variable, by name."""
-        stacked = np.stack([values[name] for name in STATISTICS], dtype=np.float32, casting="same_kind")
+        stacked = np.stack([values[name].astype(np.float32) for name in STATISTICS])
         name = f"statistics/{variable}.npy"
         self._files[name] = write_array(self._folder / name, stacked)
-
-    def add_array(self, name: str, array: Shaped[np.ndarray, "..."]) -> None:
-        """Write one more array, as ``<name>.npy``."""
-        self._files[f"{name}.npy"] = write_array(self._folder / f"{name}.npy", array)
 
     def finish(self) -> SessionEntry:
         """Flush everything to disk, give the folder its name and return its entry.
@@ -167,7 +145,7 @@ class SessionWriter:
                 "where float16 loses digits; convert with --responses float32"
             )
         self._open.close()
-        for writer in (self._videos, self._behavior, self._responses):
+        for writer in (self._videos, self._behavior, self._signatures, self._responses):
             self._files[writer.path.name] = writer.entry()
         self._files["trials.parquet"] = write_trials(self._folder / "trials.parquet", self._rows)
         self._files["neurons.parquet"] = _write_neurons(self._folder / "neurons.parquet", self.neurons)
@@ -190,9 +168,9 @@ class SessionWriter:
         writer = ArrayWriter(self._folder / name, dtype=dtype, row_shape=row_shape)
         return self._open.enter_context(writer)
 
-    def _add_video(self, trial: Trial, video: Float[np.ndarray, "t h w"]) -> tuple[Clip, str]:
+    def _add_video(self, trial: RawTrial) -> tuple[Clip, str]:
         dtype = self._videos.dtype
-        grey = torch.from_numpy(video)
+        grey = torch.from_numpy(trial.video)
         low, high = (float(value) for value in grey.aminmax())
         limits = (-0.5, 255.5) if dtype == np.uint8 else (-_LARGEST_FLOAT16, _LARGEST_FLOAT16)
         if not (limits[0] <= low and high <= limits[1]):
@@ -208,8 +186,8 @@ class SessionWriter:
             self._clips[digest] = Clip(session=self.session, row=self._videos.append(stored))
         return self._clips[digest], digest
 
-    def _add_responses(self, trial: Trial, responses: Float[np.ndarray, "n t"]) -> int:
-        values = torch.from_numpy(responses)
+    def _add_responses(self, trial: RawTrial) -> int:
+        values = torch.from_numpy(trial.responses)[:, : trial.num_frames]
         low, high = (float(value) for value in values.aminmax())
         largest = max(-low, high)
         if not math.isfinite(low + high):
@@ -245,6 +223,8 @@ class SessionWriter:
         traceback: TracebackType | None,
     ) -> None:
         self._open.__exit__(error_type, error, traceback)
+        if error_type is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def _time_major(values: Float[Tensor, "n t"], dtype: str) -> Float[np.ndarray, "t n"]:

@@ -11,8 +11,8 @@
       <session>/videos.npy          uint8 (frame, row, column); clips that no earlier session holds
       <session>/behavior.npy        float32 (frame, 4): pupil dilation, running speed, gaze x, gaze y
       <session>/responses.npy       float16 or float32 (frame, neuron); labelled trials only
-      <session>/signatures.npz      what tells whether two trials show the same video
-      <session>/statistics/*.npy    official statistics, float32 (name, ...)
+      <session>/signatures.npy      int16 (valid video frame of every trial, 32): tells equal videos
+      <session>/statistics/*.npy    official statistics as far as released, float32 (name, ...)
 
 A session's folder never changes once it has its name, and a trial table is named after its content: processes
 that hold an older view of a store, which other sessions have joined since, go on undisturbed.
@@ -99,7 +99,7 @@ class Manifest:
     Attributes:
         trials_table: name of the table of all trials.
         trials_file: that table's size and checksum.
-        sessions: by name, in the order of their conversion.
+        sessions: by name, in alphabetical order.
     """
 
     trials_table: str

@@ -6,6 +6,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,39 +14,41 @@ import pyarrow.parquet as pq
 import pytest
 
 from data.array_files import ArrayWriter, StoreError, check_hash, map_array, write_array
-from data.recording import Neurons, Recording, Stimulus, Tier, Trial, open_store
-from data.session_writer import ResponseRangeError, SessionWriter, TrialArrays, read_clips
+from data.recording import Neurons, Recording, Stimulus, Tier, open_store
+from data.sensorium import RawTrial
+from data.session_writer import ResponseRangeError, SessionWriter, read_clips
 from data.store import STATISTICS, VARIABLES, Manifest, Source, check_store, read_manifest, write_manifest
 from data.trial_table import read_trials, write_all_trials
+from data.videos import grey_levels, sign_video
 
-HEIGHT, WIDTH, PADDED = 3, 4, 9
-
-
-def make_trial(index, num_frames, *, tier=Tier.TRAIN, video="v0", withheld=False):
-    return Trial(
-        index=index,
-        tier=tier,
-        num_frames=num_frames,
-        video_id=video,
-        stimulus=Stimulus.MOVIE,
-        has_responses=not withheld,
-    )
+HEIGHT, WIDTH, PADDED, NUM_NEURONS = 3, 4, 9, 5
 
 
-def make_arrays(seed, num_frames, num_neurons, *, video_seed=None, dtype=np.float64):
+def make_trial(
+    index, num_frames, *, seed, tier=Tier.TRAIN, video_seed=None, withheld=False, dtype=np.float64
+):
     rng = np.random.default_rng([5, seed])
     video = np.random.default_rng([6, seed if video_seed is None else video_seed])
-    return TrialArrays(
-        video=(255 * video.random((num_frames, HEIGHT, WIDTH))).astype(dtype),
+    grey = (255 * video.random((num_frames, HEIGHT, WIDTH))).astype(dtype)
+    lengths = dict.fromkeys(VARIABLES, num_frames)
+    if withheld:
+        del lengths["responses"]
+    return RawTrial(
+        index=index,
+        tier=Tier.TRAIN,
+        num_frames=num_frames,
+        video=grey,
         behavior=rng.random((2, num_frames)).astype(dtype),
         pupil=rng.random((2, num_frames)).astype(dtype),
-        responses=(100 * rng.random((num_neurons, num_frames))).astype(dtype),
+        responses=None if withheld else (100 * rng.random((NUM_NEURONS, num_frames))).astype(dtype),
+        valid_lengths=lengths,
+        signature=sign_video(grey_levels(grey)),
+        stimulus=Stimulus.MOVIE,
     )
 
 
-def write_session(store, session, trials, arrays, *, known_clips=None, responses="float16", video="uint8"):
-    num_neurons = 5
-    neurons = Neurons(ids=np.arange(num_neurons) * 3 + 1, coordinates_um=np.ones((num_neurons, 3)))
+def write_session(store, session, trials, *, known_clips=None, responses="float16", video="uint8"):
+    neurons = Neurons(ids=np.arange(NUM_NEURONS) * 3 + 1, coordinates_um=np.ones((NUM_NEURONS, 3)))
     with SessionWriter(
         store,
         session,
@@ -58,10 +61,10 @@ def write_session(store, session, trials, arrays, *, known_clips=None, responses
         video_dtype=video,
         known_clips=known_clips or {},
     ) as writer:
-        for trial, values in zip(trials, arrays, strict=True):
-            writer.add(trial, values)
+        for trial in trials:
+            writer.add(trial)
         for position, variable in enumerate(VARIABLES):
-            shape = (num_neurons if variable == "responses" else 2, PADDED)
+            shape = (NUM_NEURONS if variable == "responses" else 2, PADDED)
             writer.add_statistics(
                 variable, {name: np.full(shape, 10.0 * position + i) for i, name in enumerate(STATISTICS)}
             )
@@ -69,35 +72,36 @@ def write_session(store, session, trials, arrays, *, known_clips=None, responses
 
 
 def publish(store, entries):
+    """Make the sessions a store; a trial's video is named after the trial it was first stored for."""
     rows = [row for entry in entries for row in read_trials(store / entry.session / "trials.parquet")]
-    table, file = write_all_trials(store, rows)
+    named = [replace(row, video_id=f"{row.video_session[-1]}{row.video_row}") for row in rows]
+    table, file = write_all_trials(store, named)
     write_manifest(
         store,
         Manifest(trials_table=table, trials_file=file, sessions={entry.session: entry for entry in entries}),
     )
 
 
-def withhold(arrays):
-    return TrialArrays(video=arrays.video, behavior=arrays.behavior, pupil=arrays.pupil, responses=None)
-
-
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     """Two sessions; mouse-b's first trial shows the clip of mouse-a's second."""
     store = tmp_path_factory.mktemp("built") / "store"
-    store.mkdir()
-    trials_a = [make_trial(0, 6), make_trial(1, 8, video="v1"), make_trial(2, 5, withheld=True, video="v2")]
-    arrays_a = [make_arrays(0, 6, 5), make_arrays(1, 8, 5), withhold(make_arrays(2, 5, 5))]
-    trials_b = [make_trial(0, 8, video="v1"), make_trial(1, 7, video="v3")]
-    arrays_b = [
-        make_arrays(3, 8, 5, video_seed=1, dtype=np.float32),
-        make_arrays(4, 7, 5, dtype=np.float32),
-    ]
-    first = write_session(store, "mouse-a", trials_a, arrays_a)
+    trials = {
+        "mouse-a": [
+            make_trial(0, 6, seed=0),
+            make_trial(1, 8, seed=1),
+            make_trial(2, 5, seed=2, withheld=True),
+        ],
+        "mouse-b": [
+            make_trial(0, 8, seed=3, video_seed=1, dtype=np.float32),
+            make_trial(1, 7, seed=4, dtype=np.float32),
+        ],
+    }
+    first = write_session(store, "mouse-a", trials["mouse-a"])
     known = read_clips(read_trials(store / "mouse-a" / "trials.parquet"))
-    second = write_session(store, "mouse-b", trials_b, arrays_b, known_clips=known)
+    second = write_session(store, "mouse-b", trials["mouse-b"], known_clips=known)
     publish(store, [first, second])
-    return store, {"mouse-a": arrays_a, "mouse-b": arrays_b}
+    return store, trials
 
 
 @pytest.fixture
@@ -143,10 +147,10 @@ def test_a_header_that_lies_about_the_array_is_refused(tmp_path):
 
 @pytest.mark.parametrize("session", ["mouse-a", "mouse-b"])
 def test_reading_back_equals_what_was_written(built, session):
-    store, arrays = built
+    store, trials = built
     recording = Recording.open(store, session)
-    assert len(recording.trials) == len(arrays[session])
-    for trial, expected in zip(recording.trials, arrays[session], strict=True):
+    assert len(recording.trials) == len(trials[session])
+    for trial, expected in zip(recording.trials, trials[session], strict=True):
         assert np.abs(recording.video(trial).astype(np.float64) - expected.video).max() <= 0.5
         np.testing.assert_array_equal(recording.behavior(trial), expected.behavior.astype(np.float32))
         np.testing.assert_array_equal(recording.pupil(trial), expected.pupil.astype(np.float32))
@@ -197,11 +201,11 @@ def test_another_recordings_trial_is_refused(built):
 
 
 def test_a_clip_two_mice_saw_is_stored_once(built):
-    store, arrays = built
+    store, trials = built
     frames = [len(np.load(store / s / "videos.npy", mmap_mode="r")) for s in ("mouse-a", "mouse-b")]
     assert frames == [6 + 8 + 5, 7]
     recording = Recording.open(store, "mouse-b")
-    expected = arrays["mouse-a"][1].video
+    expected = trials["mouse-a"][1].video
     assert np.abs(recording.video(recording.trials[0]).astype(np.float64) - expected).max() <= 0.5
 
 
@@ -257,19 +261,16 @@ def test_a_pickled_recording_keeps_its_video_ids_when_sessions_join_the_store(st
     content = pickle.dumps(recording)
     manifest = read_manifest(store)
     rows = read_trials(store / manifest.trials_table)
-    renamed = [type(row)(**{**as_dict(row), "video_id": f"new-{row.video_id}"}) for row in rows]
+    renamed = [replace(row, video_id=f"new-{row.video_id}") for row in rows]
     table, file = write_all_trials(store, renamed)
     write_manifest(store, Manifest(trials_table=table, trials_file=file, sessions=manifest.sessions))
-    assert [trial.video_id for trial in Recording.open(store, "mouse-a").trials] == [
-        "new-v0",
-        "new-v1",
-        "new-v2",
+    reopened = Recording.open(store, "mouse-a")
+    assert [trial.video_id for trial in reopened.trials] == [
+        "new-a0",
+        "new-a6",
+        "new-a14",
     ]
-    assert [trial.video_id for trial in pickle.loads(content).trials] == ["v0", "v1", "v2"]
-
-
-def as_dict(row):
-    return {name: getattr(row, name) for name in type(row).__slots__}
+    assert [trial.video_id for trial in pickle.loads(content).trials] == ["a0", "a6", "a14"]
 
 
 def test_an_unknown_session_is_refused_with_the_known_ones(built):
@@ -355,31 +356,31 @@ def test_the_tables_read_as_plain_parquet(built):
     ]
 
 
-def test_the_fingerprint_follows_the_data_and_not_the_company(tmp_path):
-    def fingerprint(name, *, seed, video_id="v0", tier=Tier.TRAIN):
-        store = tmp_path / name
-        trials = [make_trial(0, 6, video=video_id, tier=tier)]
-        return write_session(store, "mouse", trials, [make_arrays(seed, 6, 5)]).fingerprint
+def test_the_fingerprint_follows_the_data(tmp_path):
+    def fingerprint(name, trial):
+        return write_session(tmp_path / name, "mouse", [trial]).fingerprint
 
-    reference = fingerprint("reference", seed=0)
-    assert fingerprint("again", seed=0, video_id="other") == reference
-    assert fingerprint("data", seed=1) != reference
-    assert fingerprint("tier", seed=0, tier=Tier.ORACLE) != reference
+    trial = make_trial(0, 6, seed=0)
+    reference = fingerprint("reference", trial)
+    assert fingerprint("again", trial) == reference
+    assert fingerprint("video", replace(trial, video=255 - trial.video)) != reference
+    assert fingerprint("responses", replace(trial, responses=trial.responses + 1)) != reference
+    assert fingerprint("behavior", replace(trial, pupil=trial.pupil + 1)) != reference
+    assert fingerprint("tier", replace(trial, tier=Tier.ORACLE)) != reference
 
 
 def test_float16_video_keeps_fractions_of_a_grey_level(tmp_path):
-    arrays = make_arrays(0, 6, 5)
-    publish(tmp_path, [write_session(tmp_path, "mouse", [make_trial(0, 6)], [arrays], video="float16")])
+    raw = make_trial(0, 6, seed=0)
+    publish(tmp_path, [write_session(tmp_path, "mouse", [raw], video="float16")])
     recording = Recording.open(tmp_path, "mouse")
-    np.testing.assert_allclose(recording.video(recording.trials[0]), arrays.video, rtol=2**-11)
+    np.testing.assert_allclose(recording.video(recording.trials[0]), raw.video, rtol=2**-11)
 
 
 def test_arrays_of_different_length_are_cut_to_the_shortest_and_remembered(tmp_path):
-    whole = make_arrays(0, 8, 5)
-    arrays = TrialArrays(
-        video=whole.video, behavior=whole.behavior[:, :7], pupil=whole.pupil, responses=whole.responses
-    )
-    publish(tmp_path, [write_session(tmp_path, "mouse", [make_trial(0, 7)], [arrays])])
+    whole = make_trial(0, 8, seed=0)
+    lengths = {**whole.valid_lengths, "behavior": 7}
+    raw = replace(whole, num_frames=7, behavior=whole.behavior[:, :7], valid_lengths=lengths)
+    publish(tmp_path, [write_session(tmp_path, "mouse", [raw])])
     recording = Recording.open(tmp_path, "mouse")
     assert recording.video(recording.trials[0]).shape == (7, HEIGHT, WIDTH)
     assert recording.pupil(recording.trials[0]).shape == (2, 7)
@@ -390,22 +391,33 @@ def test_arrays_of_different_length_are_cut_to_the_shortest_and_remembered(tmp_p
 
 @pytest.mark.parametrize(("scale", "message"), [(1000.0, "float16 ends"), (1e-4, "float16 loses digits")])
 def test_responses_that_float16_cannot_hold_are_refused(tmp_path, scale, message):
-    arrays = make_arrays(0, 6, 5)
-    scaled = TrialArrays(
-        video=arrays.video, behavior=arrays.behavior, pupil=arrays.pupil, responses=arrays.responses * scale
-    )
+    raw = make_trial(0, 6, seed=0)
+    raw = replace(raw, responses=raw.responses * scale)
     with pytest.raises(ResponseRangeError, match=message):
-        write_session(tmp_path, "mouse", [make_trial(0, 6)], [scaled])
-    assert not (tmp_path / "mouse").exists()
-    publish(tmp_path, [write_session(tmp_path, "mouse", [make_trial(0, 6)], [scaled], responses="float32")])
+        write_session(tmp_path, "mouse", [raw])
+    assert list(tmp_path.iterdir()) == []
+    publish(tmp_path, [write_session(tmp_path, "mouse", [raw], responses="float32")])
     recording = Recording.open(tmp_path, "mouse")
-    np.testing.assert_allclose(recording.responses(recording.trials[0]), scaled.responses, rtol=2**-23)
+    np.testing.assert_allclose(recording.responses(recording.trials[0]), raw.responses, rtol=2**-23)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_responses_that_are_not_numbers_are_refused(tmp_path, value):
+    raw = make_trial(4, 6, seed=0)
+    raw.responses[2, 3] = value
+    with pytest.raises(StoreError, match=r"mouse: the responses of trial 4 .* must be finite"):
+        write_session(tmp_path, "mouse", [raw], responses="float32")
 
 
 def test_grey_levels_a_byte_cannot_hold_are_refused(tmp_path):
-    arrays = make_arrays(0, 6, 5)
-    bright = TrialArrays(
-        video=arrays.video + 100, behavior=arrays.behavior, pupil=arrays.pupil, responses=arrays.responses
-    )
+    raw = make_trial(0, 6, seed=0)
     with pytest.raises(StoreError, match=r"trial 0 has grey levels from .* within 0\.\.255"):
-        write_session(tmp_path, "mouse", [make_trial(0, 6)], [bright])
+        write_session(tmp_path, "mouse", [replace(raw, video=raw.video + 100)])
+
+
+def test_statistics_the_source_came_without_are_refused_by_name(tmp_path):
+    entry = write_session(tmp_path, "mouse", [make_trial(0, 6, seed=0)])
+    files = {name: file for name, file in entry.files.items() if name != "statistics/responses.npy"}
+    publish(tmp_path, [replace(entry, files=files)])
+    with pytest.raises(StoreError, match="no official statistics of responses: its source, mouse"):
+        Recording.open(tmp_path, "mouse").statistics("responses", "std")
