@@ -186,7 +186,9 @@ def cut_clips(
     )
 
 
-def run_ahead(jobs: Iterable[Callable[[], _Result]], *, threads: int, jobs_ahead: int) -> Generator[_Result, None, None]:
+def run_ahead(
+    jobs: Iterable[Callable[[], _Result]], *, threads: int, jobs_ahead: int
+) -> Generator[_Result, None, None]:
     """Yield the results of jobs in their order, while threads work on the next ones.
 
     A job's exception is raised where its result would have been yielded. Threads (rather than processes)

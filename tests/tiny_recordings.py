@@ -74,7 +74,11 @@ class TinyRecording(Recording):
         )
 
     def statistics(self, variable, name):
-        return getattr(np, f"nan{name}")(self._padded(variable), axis=0).astype(np.float32)
+        padded = self._padded(variable)
+        known = ~np.isnan(padded).all(axis=0)
+        table = np.full(padded.shape[1:], np.nan, dtype=np.float32)
+        table[known] = getattr(np, f"nan{name}")(padded[:, known], axis=0)
+        return table
 
     def _padded(self, variable):
         field = {"videos": "video", "pupil_center": "pupil"}.get(variable, variable)
