@@ -78,7 +78,7 @@ def draw_boxes(
     is cut off.
 
     Source:
-        Yun et al. 2019, arXiv:1905.04899, eq. 2; as in DwiseNeuro's released code, which takes the square root
+        Yun et al. 2019, arXiv:1905.04899; as in DwiseNeuro's released code, which takes the square root
         of the share itself and not of its complement (the same law when the distribution is symmetric).
     """
     mixed = rng.random(num_clips) < config.probability
