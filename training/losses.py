@@ -20,6 +20,8 @@ class LossConfig:
         scale: what the sum is multiplied with. ``sqrt_dataset``: the square root of a session's trials over
             its clips per step (baselines, ViV1T). ``none``: 1 (V1FM). ``mean_over_clips``: one over the clips
             of a step, of all sessions together (DwiseNeuro).
+        count: the trials that ``sqrt_dataset`` counts: of all tiers (baselines, where the tier is only a
+            sampler) or the training trials (ViV1T).
         eps: added to the rate.
         eps_in: ``log`` adds ``eps`` only inside the logarithm (baselines, DwiseNeuro); ``everywhere`` adds it
             to rate and response in all places (V1FM, ViV1T).
@@ -28,6 +30,7 @@ class LossConfig:
     """
 
     scale: Literal["sqrt_dataset", "none", "mean_over_clips"] = "sqrt_dataset"
+    count: Literal["all", "training"] = "all"
     eps: float = 1e-8
     eps_in: Literal["log", "everywhere"] = "log"
     correlation_weight: float = 0.0
@@ -36,6 +39,7 @@ class LossConfig:
         """Refuse settings that cannot be computed."""
         for name, known in (
             ("scale", ("sqrt_dataset", "none", "mean_over_clips")),
+            ("count", ("all", "training")),
             ("eps_in", ("log", "everywhere")),
         ):
             if getattr(self, name) not in known:
@@ -51,7 +55,9 @@ class LossConfig:
         return self.correlation_weight > 0
 
 
-VIVIT_LOSS = LossConfig(eps=torch.finfo(torch.float32).eps, eps_in="everywhere", correlation_weight=1000.0)
+VIVIT_LOSS = LossConfig(
+    count="training", eps=torch.finfo(torch.float32).eps, eps_in="everywhere", correlation_weight=1000.0
+)
 """ViV1T's released code (README command, ds_mode 3)."""
 
 V1FM_LOSS = LossConfig(scale="none", eps_in="everywhere")
@@ -66,8 +72,7 @@ def loss_scale(config: LossConfig, *, num_trials: int, session_clips: int, step_
 
     Args:
         config: says which rule.
-        num_trials: trials of the session. The baselines count the trials of all tiers, because there the tier
-            is only a sampler; ViV1T counts training trials.
+        num_trials: trials of the session, see ``LossConfig.count``.
         session_clips: clips of this session in the step, of all micro-batches and processes.
         step_clips: clips of all sessions in the step.
     """

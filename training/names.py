@@ -4,6 +4,7 @@ import difflib
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, is_dataclass, replace
+from enum import Enum
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 Config = TypeVar("Config")
@@ -83,6 +84,11 @@ def parse(value: Any, hint: Any, *, name: str) -> Any:
         raise ValueError(f"{name} is {value!r}{nearest(str(value), map(str, choices))}")
     if origin is tuple:
         return _parse_tuple(value, get_args(hint), name=name)
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        try:
+            return hint(value)
+        except ValueError:
+            raise ValueError(f"{name} is {value!r}{nearest(str(value), map(str, hint))}") from None
     if hint is bool:
         return _parse_bool(value, name=name)
     if hint in (int, float):

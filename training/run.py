@@ -1,0 +1,136 @@
+"""One run from specification to result: the same for a command, a search and an ensemble build."""
+
+import dataclasses
+import logging
+import platform
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from data.recording import Recording
+from training.checkpoint import CheckpointInfo, SessionIdentity
+from training.device import resolve_device
+from training.distributed import Ranks
+from training.fit import FitResult, OnEpoch, OnStep, fit
+from training.material import Material, SelectOn
+from training.results import Outcome, RunResult
+from training.run_folder import RunFolder
+from training.spec import RunSpec, to_plain
+from training.step import NonFiniteLossError
+
+logger = logging.getLogger(__name__)
+
+
+def run(
+    spec: RunSpec,
+    recordings: Sequence[Recording],
+    folder: Path,
+    *,
+    on_epoch: OnEpoch = lambda _: True,
+    on_step: OnStep | None = None,
+    ranks: Ranks | None = None,
+    select_on: SelectOn = "holdout",
+) -> RunResult:
+    """Train a run in this process, going on from its folder if it was interrupted there.
+
+    A run that cannot be trained ends as failed, with the reason; it never gets a score. Errors of ours (and
+    Ctrl-C) are raised.
+
+    Args:
+        spec: what to run.
+        recordings: sessions to train on.
+        folder: the run's folder; its name is the run's name.
+        on_epoch: called after each epoch; answers whether to go on.
+        on_step: called after each optimizer step.
+        ranks: this process among those of the run.
+        select_on: what scores of epochs look at, see ``Material.prepare``.
+    """
+    ranks = ranks or Ranks()
+    started = time.monotonic()
+    try:
+        result = _train(spec, recordings, folder, on_epoch, on_step, ranks=ranks, select_on=select_on)
+    except (NonFiniteLossError, ValueError, MemoryError, OSError, torch.OutOfMemoryError) as error:
+        logger.exception("run %s failed", folder.name)
+        return _failed(spec, folder, error, seconds=time.monotonic() - started)
+    kept = RunFolder(folder, describe(spec, recordings)).kept
+    return RunResult(
+        run_id=folder.name,
+        spec=spec,
+        outcome=Outcome.PRUNED if result.stopped else Outcome.FINISHED,
+        score=result.score,
+        score_by_session=result.score_by_session,
+        epochs=len(result.reports),
+        seconds=sum(report.seconds for report in result.reports),
+        checkpoint=kept,
+        error=None,
+    )
+
+
+def _train(
+    spec: RunSpec,
+    recordings: Sequence[Recording],
+    folder: Path,
+    on_epoch: OnEpoch,
+    on_step: OnStep | None,
+    *,
+    ranks: Ranks,
+    select_on: SelectOn,
+) -> FitResult:
+    device = resolve_device(spec.compute.device, local_rank=ranks.local_rank)
+    material = Material.prepare(recordings, spec, device=device, select_on=select_on)
+    encoder = material.build_encoder()
+    run_folder = RunFolder(folder, describe(spec, recordings))
+    return fit(encoder, material, spec, on_epoch=on_epoch, on_step=on_step, folder=run_folder, ranks=ranks)
+
+
+def _failed(spec: RunSpec, folder: Path, error: BaseException, *, seconds: float) -> RunResult:
+    return RunResult(
+        run_id=folder.name,
+        spec=spec,
+        outcome=Outcome.FAILED,
+        score=None,
+        score_by_session={},
+        epochs=0,
+        seconds=seconds,
+        checkpoint=None,
+        error=f"{type(error).__name__}: {error}",
+    )
+
+
+def describe(spec: RunSpec, recordings: Sequence[Recording]) -> CheckpointInfo:
+    """Return what every checkpoint of a run belongs to."""
+    return CheckpointInfo(
+        spec=to_plain(spec),
+        sessions=tuple(SessionIdentity.of(recording) for recording in recordings),
+        epoch=0,
+        score=None,
+        versions=versions(),
+    )
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result depends on, and the git commit ("unknown" outside a checkout)."""
+    packages = {name: version(name) for name in ("striate", "torch", "numpy")}
+    return packages | {"python": platform.python_version(), "commit": _commit()}
+
+
+def _commit() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return done.stdout.strip()
+
+
+def result_plain(result: RunResult) -> Mapping[str, object]:
+    """Return a result as plain values, for ``result.json``."""
+    plain = dataclasses.asdict(replace(result, spec=None))  # type: ignore[arg-type]
+    plain["spec"] = to_plain(result.spec)
+    plain["checkpoint"] = None if result.checkpoint is None else str(result.checkpoint)
+    return plain
