@@ -94,8 +94,14 @@ def draw_boxes(
 
 
 def draw_partners(batch: ClipBatch, *, rng: np.random.Generator) -> ClipBatch:
-    """Return the clips of a batch in random order; a clip can be its own partner."""
-    order = torch.from_numpy(rng.permutation(len(batch.trial))).to(batch.video.device)
+    """Return another clip of the batch for each clip, each once; a clip alone is its own partner.
+
+    Deviation from DwiseNeuro's released code, whose partners are fresh clips of the session.
+    """
+    circle = rng.permutation(len(batch.trial))
+    partners = np.empty_like(circle)
+    partners[circle] = np.roll(circle, 1)
+    order = torch.from_numpy(partners).to(batch.video.device)
     return replace(
         batch,
         video=batch.video[order],

@@ -103,14 +103,22 @@ def test_off_by_default():
     assert cutmix(batch, make_batch(1), CutMixConfig(), rng=np.random.default_rng(0)) is batch
 
 
-def test_partners_are_the_batch_in_another_order():
+def test_partners_are_other_clips_of_the_batch_each_once():
     batch = make_batch(0)
-    partners = draw_partners(batch, rng=np.random.default_rng(0))
-    assert sorted(partners.trial.tolist()) == batch.trial.tolist()
-    assert partners.trial.tolist() != batch.trial.tolist()
-    for clip, trial in enumerate(partners.trial.tolist()):
-        for name in ("video", "behavior", "pupil", "responses"):
-            assert torch.equal(getattr(partners, name)[clip], getattr(batch, name)[trial])
+    met = {clip: set() for clip in range(6)}
+    for seed in range(100):
+        partners = draw_partners(batch, rng=np.random.default_rng(seed))
+        assert sorted(partners.trial.tolist()) == batch.trial.tolist()
+        for clip, trial in enumerate(partners.trial.tolist()):
+            met[clip].add(trial)
+            for name in ("video", "behavior", "pupil", "responses"):
+                assert torch.equal(getattr(partners, name)[clip], getattr(batch, name)[trial])
+    assert met == {clip: set(range(6)) - {clip} for clip in range(6)}
+
+
+def test_a_clip_alone_is_its_own_partner():
+    batch = make_batch(0, num_clips=1)
+    assert draw_partners(batch, rng=np.random.default_rng(0)).trial.tolist() == [0]
 
 
 def test_partners_that_do_not_fit_are_refused():

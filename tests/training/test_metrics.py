@@ -281,6 +281,15 @@ def test_the_score_does_not_change_with_a_scale_per_neuron():
     )
 
 
+def test_the_starter_kits_formula_gives_the_same_score():
+    trials = make_trials()
+    p = np.concatenate([predicted[:, 50:300] for predicted, _, _ in trials], axis=1).astype(np.float64)
+    r = np.concatenate([responses[:, 50:300] for _, responses, _ in trials], axis=1).astype(np.float64)
+    p = (p - p.mean(axis=1, keepdims=True)) / (p.std(axis=1, keepdims=True) + 1e-8)
+    r = (r - r.mean(axis=1, keepdims=True)) / (r.std(axis=1, keepdims=True) + 1e-8)
+    np.testing.assert_allclose(accumulate(trials).neurons.single_trial, (p * r).mean(axis=1), atol=1e-6)
+
+
 def test_trials_stored_in_half_precision_are_summed_in_double():
     trials = [(p.astype(np.float16), r.astype(np.float16), v) for p, r, v in make_trials()]
     single, _ = direct_scores(trials)
