@@ -1,4 +1,4 @@
-"""Download public recordings of Sensorium 2023: python data/download.py F G --to DIR."""
+"""Download public recordings of Sensorium 2023: ``python data/download.py F G --to DIR``."""
 
 import argparse
 import logging
@@ -30,6 +30,11 @@ def main() -> int:
         "--base-url", default=BASE_URL, help="mirror with the same folders as GIN (default: %(default)s)"
     )
     parser.add_argument(
+        "--complete-old",
+        action="store_true",
+        help="take old mice from their later release, whose test tiers have responses too",
+    )
+    parser.add_argument(
         "--attempts", type=int, default=8, help="attempts in a row that bring nothing (default: %(default)s)"
     )
     arguments = parser.parse_args()
@@ -40,7 +45,7 @@ def main() -> int:
         patience = Patience(attempts=arguments.attempts)
         downloads = [
             Download(
-                url=mouse.zip_url(arguments.base_url),
+                url=mouse.zip_url(arguments.base_url, complete=arguments.complete_old),
                 path=arguments.to / f"{mouse.session}.zip",
                 expected_bytes=mouse.expected_zip_bytes,
                 sha256=mouse.zip_sha256,
@@ -77,7 +82,7 @@ def _fetch_all(downloads: list[Download], patience: Patience, console: Console) 
                         task, completed=have, total=total
                     ),
                 )
-            except TransferError as error:
+            except (TransferError, OSError) as error:
                 failed.append(str(error))
     return failed
 

@@ -21,6 +21,8 @@ BASE_URL = "https://gin.g-node.org/pollytur"
 Release = Literal["old", "new"]
 
 _FOLDER_OF_RELEASE = {"old": "Sensorium2023Data", "new": "sensorium_2023_dataset"}
+# The release that Turishcheva et al. 2024 name in appendix A.8.2.
+_COMPLETE_OLD_FOLDER = "sensorium_2023_data/raw/798ba8ad041d8f0f0ce879af396d52c7238c2730"
 _HASH_OF_RELEASE = {"old": "8744edeac3b4d1ce16b680916b5267ce", "new": "9b4f6a1a067fe51e15306b9628efea20"}
 # One old zip is known to have 7.7 GB, the five new ones 48 GB together.
 _ZIP_BYTES_OF_RELEASE = {"old": 7_700_000_000, "new": 9_600_000_000}
@@ -33,7 +35,7 @@ class PublicMouse:
     Attributes:
         letter: its short name, as used in the literature on the competition.
         session: the name of its folder.
-        release: old (all responses released) or new (competition mice: train and oracle released).
+        release: old, or new (competition mice: responses released for train and oracle only).
         num_neurons: neurons in every response array.
         num_padded_frames: frames of the stored arrays.
         num_trials: trials of each tier, in the order of ``Tier``.
@@ -69,9 +71,17 @@ class PublicMouse:
         """Rough size of the download, for when the server does not say."""
         return _ZIP_BYTES_OF_RELEASE[self.release]
 
-    def zip_url(self, base_url: str = BASE_URL) -> str:
-        """Return where the zip lies, at GIN or at a mirror with the same folders."""
-        return f"{base_url.rstrip('/')}/{_FOLDER_OF_RELEASE[self.release]}/raw/master/{self.session}.zip"
+    def zip_url(self, base_url: str = BASE_URL, *, complete: bool = False) -> str:
+        """Return where the zip lies.
+
+        Args:
+            base_url: GIN, or a mirror with the same folders.
+            complete: of an old mouse, the later release, whose test tiers have responses too.
+        """
+        folder = f"{_FOLDER_OF_RELEASE[self.release]}/raw/master"
+        if complete and self.release == "old":
+            folder = _COMPLETE_OLD_FOLDER
+        return f"{base_url.rstrip('/')}/{folder}/{self.session}.zip"
 
 
 def _mouse(

@@ -56,6 +56,14 @@ def test_a_zip_lies_in_the_folder_of_its_release():
     )
 
 
+def test_old_mice_have_a_later_release_with_all_responses():
+    revision = "798ba8ad041d8f0f0ce879af396d52c7238c2730"
+    mouse = BY_LETTER["B"]
+    url = f"http://mirror/sensorium_2023_data/raw/{revision}/{mouse.session}.zip"
+    assert mouse.zip_url("http://mirror", complete=True) == url
+    assert BY_LETTER["G"].zip_url(complete=True) == BY_LETTER["G"].zip_url()
+
+
 @pytest.mark.parametrize(
     ("names", "letters"),
     [

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data.raw_checks import check_content
 from data.raw_format import RawWriter
 from data.recording import RecordingError, Stimulus, Tier
 from data.sensorium import find_raw, read_raw
@@ -409,3 +410,23 @@ def test_a_place_without_recordings_says_what_was_looked_for(tmp_path):
         find_raw([tmp_path / "nowhere"])
     with pytest.raises(RecordingError, match="does not exist"):
         read_raw(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_valid_lengths_and_problems_agree_with_a_loop_over_the_frames(seed):
+    generator = np.random.default_rng(seed)
+    for _ in range(200):
+        array = generator.normal(size=(int(generator.integers(1, 4)), 8)).astype(np.float32)
+        array[:, int(generator.integers(0, 9)) :] = np.nan
+        for _ in range(int(generator.integers(0, 3))):
+            value = generator.choice([np.nan, np.inf, -np.inf, 1.0])
+            array[int(generator.integers(len(array))), int(generator.integers(8))] = value
+        ended = [all(np.isnan(value) for value in array[:, frame]) for frame in range(8)]
+        expected = max((frame + 1 for frame in range(8) if not ended[frame]), default=0)
+        has_nan = any(np.isnan(array[:, frame]).any() for frame in range(expected))
+        has_infinity = any(np.isinf(array[:, frame]).any() for frame in range(8))
+        length, problems = check_content("x.npy", array)
+        assert length == expected
+        assert any("NaN in the middle" in problem for problem in problems) == has_nan
+        assert any("infinite" in problem for problem in problems) == has_infinity
+        assert any("no valid frame" in problem for problem in problems) == (expected == 0)
