@@ -1,6 +1,7 @@
 import json
 import multiprocessing
 import os
+import resource
 import signal
 from dataclasses import replace
 
@@ -180,6 +181,27 @@ def test_a_crash_between_file_and_sidecar_loses_nothing(store):
     with store.writer(INFO) as again:
         assert again.missing == ()
     np.testing.assert_allclose(store.open("vivit-1", "mouse", "oracle").trial(3), make_trial(3), rtol=1e-3)
+
+
+def test_a_full_disk_is_an_error_that_costs_one_trial(store):
+    writer = store.writer(INFO)
+    writer.write(7, make_trial(7))
+    row_bytes = 4 * 11 * 2
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # No byte behind the first row can be written.
+    limit = writer._partial.stat().st_size - 2 * row_bytes
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            writer.write(12, make_trial(12))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    writer.close()
+    with store.writer(INFO) as again:
+        assert again.missing == (3, 12)
+        for trial in again.missing:
+            again.write(trial, make_trial(trial))
+    np.testing.assert_allclose(store.open("vivit-1", "mouse", "oracle").trial(7), make_trial(7), rtol=1e-3)
 
 
 def test_a_journal_line_cut_short_does_not_count(store):
