@@ -14,11 +14,11 @@ from torch import Tensor
 from models.encoder import Encoder
 from training.averaging import MovingAverage
 from training.device import configured, peak_memory_bytes
-from training.distributed import Ranks, copy_from_first, from_first, sum_gradients, sum_over_ranks
 from training.encoders import load_encoder, pack_encoder
 from training.material import Material
 from training.optimization import clip_gradients, make_optimizer, set_rate
 from training.predict import score_trials
+from training.ranks import Ranks, copy_from_first, from_first, sum_gradients, sum_over_ranks
 from training.results import EpochReport, StepReport
 from training.run_folder import RunFolder
 from training.spec import RunSpec

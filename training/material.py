@@ -14,7 +14,7 @@ from data.normalization import Normalization
 from data.recording import Recording, Tier
 from models.encoder import Encoder, SessionSpec
 from training.augmentation import cutmix, draw_partners
-from training.distributed import Ranks
+from training.ranks import Ranks
 from training.spec import RunSpec
 from training.step import seed_for
 

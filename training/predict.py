@@ -17,8 +17,8 @@ from data.recording import Recording, Trial
 from data.windows import Stitcher, Window, WindowPlan, cut_windows
 from models.encoder import Encoder
 from training.device import ComputeConfig, autocast
-from training.distributed import Ranks
 from training.metrics import BURN_IN_FRAMES, Score, ScoreAccumulator, SessionScore, combine, count_repeats
+from training.ranks import Ranks
 from training.spec import InferenceConfig
 
 

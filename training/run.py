@@ -15,13 +15,14 @@ import torch
 from data.recording import Recording
 from training.checkpoint import CheckpointInfo, SessionIdentity
 from training.device import resolve_device
-from training.distributed import Ranks
 from training.fit import FitResult, OnEpoch, OnStep, fit
 from training.material import Material, SelectOn
+from training.ranks import Ranks
 from training.results import Outcome, RunResult
 from training.run_folder import RunFolder
 from training.spec import RunSpec, to_plain
 from training.step import NonFiniteLossError
+from training.traces import draw_median_neurons
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +86,10 @@ def _train(
     material = Material.prepare(recordings, spec, device=device, select_on=select_on)
     encoder = material.build_encoder()
     run_folder = RunFolder(folder, describe(spec, recordings))
-    return fit(encoder, material, spec, on_epoch=on_epoch, on_step=on_step, folder=run_folder, ranks=ranks)
+    result = fit(encoder, material, spec, on_epoch=on_epoch, on_step=on_step, folder=run_folder, ranks=ranks)
+    if ranks.is_first and not result.stopped:
+        draw_median_neurons(encoder, material, folder / "traces.png")
+    return result
 
 
 def _failed(spec: RunSpec, folder: Path, error: BaseException, *, seconds: float) -> RunResult:

@@ -17,8 +17,6 @@ from training.checkpoint import (
     save_checkpoint,
 )
 
-RESULT_FILE = "result.json"
-
 
 class RunFolder:
     """Where a run keeps what must survive it.
@@ -90,10 +88,6 @@ class RunFolder:
         for folder in self._newest_first("state"):
             shutil.rmtree(folder, ignore_errors=True)
 
-    def write_result(self, result: Mapping[str, Any]) -> None:
-        """Write the result, complete or not at all."""
-        write_json(self.path / RESULT_FILE, result)
-
     @property
     def _checkpoints(self) -> Path:
         return self.path / "checkpoints"
@@ -106,6 +100,19 @@ class RunFolder:
         return CheckpointInfo(
             spec=info.spec, sessions=info.sessions, versions=info.versions, epoch=epoch, score=score
         )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it holds something else.
+    """
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, but must hold an object")
+    return content
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

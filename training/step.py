@@ -13,8 +13,8 @@ from data.clips import ClipBatch
 from models.encoder import Encoder
 from training.device import ComputeConfig, autocast
 from training.distillation import distilled_loss, pair_weights
-from training.distributed import Ranks
 from training.losses import BatchMoments, LossConfig, clip_loss, loss_scale
+from training.ranks import Ranks
 
 
 class NonFiniteLossError(RuntimeError):

@@ -198,7 +198,12 @@ class _MlflowSender:
         experiment = self.client().get_experiment_by_name(self._experiment)
         if experiment is not None:
             return str(experiment.experiment_id)
-        return str(self.client().create_experiment(self._experiment))
+        location = None
+        if self._uri.startswith("sqlite:///"):
+            # MLflow would put the files into the folder that a command happens to run in.
+            store = Path(self._uri.removeprefix("sqlite:///"))
+            location = (store.resolve().parent / "artifacts" / self._experiment).as_uri()
+        return str(self.client().create_experiment(self._experiment, artifact_location=location))
 
     def mlflow_run(self, first: Mapping[str, Any]) -> str:
         """Find the run by its tag, or create it: sending twice makes one run."""

@@ -1,0 +1,80 @@
+"""Train one run: ``python training/train.py vivit --recordings DIR``."""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+EXAMPLES = """examples:
+  python training/train.py vivit --recordings DIR
+  python training/train.py factorized --recordings DIR --set model.channels=16,32 --set epochs=50 --seed 7
+  python training/train.py v1fm --recordings DIR --workers 2 --gpus-per-worker 1
+  python training/train.py vivit --recordings DIR --resume runs/vivit-42
+  python training/train.py --sync-tracking
+
+exit codes: 0 finished, 1 the run failed (the reason is printed and tracked), 2 wrong use, 130 interrupted
+"""
+
+
+def parse_arguments(arguments: list[str]) -> argparse.Namespace:
+    """Read the command line; nothing heavy is imported before this is done."""
+    parser = argparse.ArgumentParser(
+        description="Train one run from its published recipe, score it on the hold-out fold, track it.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("model", nargs="?", help="model family: factorized, gru, vivit, v1fm, dwiseneuro")
+    what = parser.add_argument_group("what to run")
+    what.add_argument(
+        "--recordings",
+        nargs="+",
+        type=Path,
+        metavar="DIR",
+        help="raw mouse folders, zips, folders of these, or a store",
+    )
+    what.add_argument(
+        "--scale", choices=("full", "demo"), default="full", help="published size, or a small one"
+    )
+    what.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="change a hyperparameter by dotted name",
+    )
+    what.add_argument("--seed", type=int, help="of parameters, clips and noise")
+    what.add_argument(
+        "--select-on",
+        choices=("holdout", "oracle"),
+        default="holdout",
+        help="what early stopping looks at; oracle is the paper's protocol, and then no longer grades",
+    )
+    where = parser.add_argument_group("where")
+    where.add_argument("--runs", type=Path, default=Path("runs"), help="folder of runs (default: runs)")
+    where.add_argument("--name", help="name of the run (default: model and seed)")
+    where.add_argument("--resume", type=Path, metavar="RUN", help="go on with an interrupted run, exactly")
+    where.add_argument("--cache", type=Path, help="for converted recordings (default: RUNS/cache)")
+    where.add_argument("--workers", type=int, default=1, help="processes that share each batch (default: 1)")
+    where.add_argument("--gpus-per-worker", type=int, help="GPUs of each process (default: 1 if any)")
+    where.add_argument("--experiment", default="single-runs", help="MLflow experiment (default: single-runs)")
+    where.add_argument("--no-tracking", action="store_true", help="do not record the run in MLflow")
+    where.add_argument(
+        "--sync-tracking", action="store_true", help="send what could not be sent to MLflow earlier, and end"
+    )
+    parsed = parser.parse_args(arguments)
+    if not parsed.sync_tracking and parsed.resume is None and (parsed.model is None or not parsed.recordings):
+        parser.error("a model and --recordings are needed, for example: vivit --recordings DIR")
+    return parsed
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command line; return the exit code."""
+    parsed = parse_arguments(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    from training.command import run_command
+
+    return run_command(parsed)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
