@@ -8,16 +8,14 @@ from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
 from data.raw_files import NpyHeader, RawFiles, read_header, read_npy
 from data.raw_format import ARRAYS, FRAME_RATE_HZ, SESSION_PATTERN, STATISTICS
+from data.raw_trials import compress
 from data.recording import Neurons, RecordingError, Tier
 
 _TIERS = "meta/trials/tiers.npy"
 _EXPERIMENT = ("animal_id", "session", "scan_idx")
-# Single arrays of the public mice end a frame early (299 of 300); another trial's array differs by more.
-_MAX_LENGTH_DIFFERENCE = 10
 
 
 @dataclass(slots=True, kw_only=True)
@@ -56,84 +54,6 @@ def refuse(files: RawFiles, problems: Sequence[str]) -> RecordingError:
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
     listed = "".join(f"\n  - {problem}" for problem in problems)
     return RecordingError(f"{files.session}: {count} in {files.path}{listed}")
-
-
-def trial_file(array: str, index: int) -> str:
-    """Return the name of the file with one array of one trial."""
-    return f"data/{array}/{index}.npy"
-
-
-def check_content(name: str, array: Float[np.ndarray, "... t_pad"]) -> tuple[int, list[str]]:
-    """Find how many frames of a stored array are valid, and whether they are finite.
-
-    Args:
-        name: the file, for messages.
-        array: time last; NaN from the end of the trial on.
-
-    Returns:
-        The number of frames before the first NaN, and what is wrong.
-    """
-    flat = array.reshape(-1, array.shape[-1])
-    # NaN and infinity both survive the sum: one pass instead of a mask as large as the array.
-    with np.errstate(invalid="ignore", over="ignore"):
-        total = flat.sum(axis=0, dtype=np.result_type(array.dtype, np.float32))
-    is_suspect = ~np.isfinite(total)
-    length = int(np.argmax(is_suspect)) if is_suspect.any() else len(total)
-    if length < len(total) and not np.isnan(flat[:, length:]).all():
-        return _explain(name, flat)
-    if length == 0:
-        return 0, [f"{name} has no valid frame, but must have at least one before its NaN tail"]
-    return length, []
-
-
-def _explain(name: str, flat: Float[np.ndarray, "rows t_pad"]) -> tuple[int, list[str]]:
-    is_nan = np.isnan(flat)
-    alive = np.flatnonzero(~is_nan.all(axis=0))
-    length = int(alive[-1]) + 1
-    problems = []
-    is_infinite = np.isinf(flat)
-    if is_infinite.any():
-        frames = np.flatnonzero(is_infinite.any(axis=0))
-        problems.append(
-            f"{name} has {int(is_infinite.sum())} infinite values, the first in frame {frames[0]}, "
-            "but must be finite"
-        )
-    frames = np.flatnonzero(is_nan[:, :length].any(axis=0))
-    if frames.size:
-        problems.append(
-            f"{name} has NaN in the middle, in frames {compress(frames.tolist())} of {length}, "
-            "but must have NaN only after the end of the trial"
-        )
-    return length, problems
-
-
-def check_lengths(index: int, lengths: dict[str, int]) -> list[str]:
-    """Refuse a trial whose arrays end at very different frames: they belong to different trials."""
-    if max(lengths.values()) - min(lengths.values()) <= _MAX_LENGTH_DIFFERENCE:
-        return []
-    found = ", ".join(f"{length} of {name}" for name, length in lengths.items())
-    return [
-        f"trial {index} has valid frames {found}, but they must agree within {_MAX_LENGTH_DIFFERENCE} frames"
-    ]
-
-
-def check_grey_levels(name: str, video: Float[np.ndarray, "h w t"]) -> list[str]:
-    """Refuse a video that is not grey levels 0..255, for instance a normalized one."""
-    low, high = float(video.min()), float(video.max())
-    if low < -0.5 or high > 255.5:
-        return [f"{name} has values from {low:g} to {high:g}, but must have grey levels from 0 to 255"]
-    return []
-
-
-def compress(numbers: Iterable[int]) -> str:
-    """Write numbers with ranges: 1, 3-5, 9."""
-    runs: list[list[int]] = []
-    for number in sorted(numbers):
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
 
 
 def _read(files: RawFiles, layout: Layout, name: str) -> np.ndarray | None:

@@ -12,53 +12,17 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from data.raw_checks import (
-    Layout,
-    check_content,
-    check_grey_levels,
-    check_layout,
-    check_lengths,
-    refuse,
-    trial_file,
-)
+from data.raw_checks import Layout, check_layout, refuse
 from data.raw_files import RawFiles, is_mouse_folder, open_files, read_npy
 from data.raw_format import ARRAYS, STATISTICS, STATISTICS_SCOPES
-from data.recording import Neurons, RecordingError, Stimulus, Tier, Trial
-from data.video_classes import classify_video
-from data.videos import VideoSignature, assign_video_ids, grey_levels, sign_video
+from data.raw_trials import RawTrial as RawTrial
+from data.raw_trials import read_trial, trial_file
+from data.recording import Neurons, RecordingError, Tier, Trial
+from data.videos import VideoSignature, assign_video_ids
 
 logger = logging.getLogger(__name__)
 
 _SEARCH_DEPTH = 3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class RawTrial:
-    """One checked trial, as read; its arrays are cut to their own valid frames.
-
-    Attributes:
-        index: the trial's file number.
-        tier: the split it belongs to.
-        num_frames: frames valid in all of its arrays.
-        video: grey levels in the source's precision, a view with time first.
-        behavior: pupil dilation (camera pixels), running speed.
-        pupil: pupil center, horizontal and vertical (camera pixels).
-        responses: None where withheld.
-        valid_lengths: valid frames of each stored array, by its folder's name; without withheld responses.
-        signature: what tells whether two trials show the same video.
-        stimulus: what kind of video it was.
-    """
-
-    index: int
-    tier: Tier
-    num_frames: int
-    video: Float[np.ndarray, "t_video h w"]
-    behavior: Float[np.ndarray, "2 t_behavior"]
-    pupil: Float[np.ndarray, "2 t_pupil"]
-    responses: Float[np.ndarray, "n t_responses"] | None
-    valid_lengths: Mapping[str, int]
-    signature: VideoSignature
-    stimulus: Stimulus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -130,7 +94,7 @@ class RawRecording:
         problems: list[str] = []
         facts = []
         for index in range(len(self.tiers)):
-            trial, found = _read_trial(self._files, index, self.tiers[index])
+            trial, found = read_trial(self._files, index, self.tiers[index])
             problems += found
             if trial is not None:
                 facts.append(_facts(trial))
@@ -239,7 +203,7 @@ def read_raw(path: Path) -> RawRecording:
     for index in range(len(layout.tiers)):
         # What has no good header is reported already.
         readable = [array for array in ARRAYS if trial_file(array, index) in layout.headers]
-        problems += _read_trial(files, index, None, arrays=readable)[1]
+        problems += read_trial(files, index, None, arrays=readable)[1]
     raise refuse(files, problems)
 
 
@@ -252,53 +216,6 @@ def _search(path: Path, depth: int) -> Iterator[Path]:
     elif depth > 0 and path.name != "__MACOSX":
         for child in sorted(path.iterdir()):
             yield from _search(child, depth - 1)
-
-
-def _read_trial(
-    files: RawFiles, index: int, tier: Tier | None, *, arrays: Sequence[str] = ARRAYS
-) -> tuple[RawTrial | None, list[str]]:
-    """Read and check some arrays of a trial; the trial is None if anything is wrong or missing."""
-    stored: dict[str, np.ndarray] = {}
-    lengths: dict[str, int] = {}
-    problems: list[str] = []
-    for array in arrays:
-        name = trial_file(array, index)
-        try:
-            content = read_npy(files, name)
-        except RecordingError as error:
-            problems.append(str(error))
-            continue
-        length, found = check_content(name, content)
-        if array == "videos" and not found:
-            found = check_grey_levels(name, content[..., :length])
-        problems += found
-        if not found and not (array == "responses" and _is_withheld(content[:, :length])):
-            stored[array] = content[..., :length]
-            lengths[array] = length
-    if len(lengths) > 1:
-        problems += check_lengths(index, lengths)
-    if problems or tier is None or not {"videos", "behavior", "pupil_center"} <= stored.keys():
-        return None, problems
-    video = np.moveaxis(stored["videos"], -1, 0)
-    levels = grey_levels(video)
-    trial = RawTrial(
-        index=index,
-        tier=tier,
-        num_frames=min(lengths.values()),
-        video=video,
-        behavior=stored["behavior"],
-        pupil=stored["pupil_center"],
-        responses=stored.get("responses"),
-        valid_lengths=lengths,
-        signature=sign_video(levels),
-        stimulus=classify_video(levels),
-    )
-    return trial, []
-
-
-def _is_withheld(responses: Float[np.ndarray, "n t"]) -> bool:
-    # Real silence is about 1e-9, never exactly zero; the first frame decides nearly always.
-    return not responses[:, 0].any() and not responses.any()
 
 
 def _facts(trial: RawTrial) -> tuple[Trial, Mapping[str, int], VideoSignature]:

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.raw_checks import check_content
 from data.raw_format import RawWriter
+from data.raw_trials import check_content
 from data.recording import RecordingError, Stimulus, Tier
 from data.sensorium import find_raw, read_raw
 
