@@ -59,25 +59,9 @@ def read_trial(
     Returns:
         The trial, None if anything is wrong or missing; and what is wrong.
     """
-    stored: dict[str, np.ndarray] = {}
-    lengths: dict[str, int] = {}
-    problems: list[str] = []
-    for array in arrays:
-        name = trial_file(array, index)
-        try:
-            content = read_npy(files, name)
-        except RecordingError as error:
-            problems.append(str(error))
-            continue
-        length, found = check_content(name, content)
-        if array == "videos" and not found:
-            found = check_grey_levels(name, content[..., :length])
-        problems += found
-        if not found and not (array == "responses" and _is_withheld(content[:, :length])):
-            stored[array] = content[..., :length]
-            lengths[array] = length
-    if len(lengths) > 1:
-        problems += check_lengths(index, lengths)
+    stored, problems = _read_arrays(files, index, arrays)
+    lengths = {array: content.shape[-1] for array, content in stored.items()}
+    problems += check_lengths(index, lengths)
     if problems or tier is None or not {"videos", "behavior", "pupil_center"} <= stored.keys():
         return None, problems
     video = np.moveaxis(stored["videos"], -1, 0)
@@ -95,6 +79,29 @@ def read_trial(
         stimulus=classify_video(levels),
     )
     return trial, []
+
+
+def _read_arrays(
+    files: RawFiles, index: int, arrays: Sequence[str]
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Read arrays cut to their valid frames, without broken ones and withheld responses; list what is wrong."""
+    stored: dict[str, np.ndarray] = {}
+    problems: list[str] = []
+    for array in arrays:
+        name = trial_file(array, index)
+        try:
+            content = read_npy(files, name)
+        except RecordingError as error:
+            problems.append(str(error))
+            continue
+        length, found = check_content(name, content)
+        content = content[..., :length]
+        if array == "videos" and not found:
+            found = check_grey_levels(name, content)
+        problems += found
+        if not found and not (array == "responses" and _is_withheld(content)):
+            stored[array] = content
+    return stored, problems
 
 
 def check_content(name: str, array: Float[np.ndarray, "... t_pad"]) -> tuple[int, list[str]]:
@@ -122,7 +129,7 @@ def check_content(name: str, array: Float[np.ndarray, "... t_pad"]) -> tuple[int
 
 def check_lengths(index: int, lengths: dict[str, int]) -> list[str]:
     """Refuse a trial whose arrays end at very different frames: they belong to different trials."""
-    if max(lengths.values()) - min(lengths.values()) <= _MAX_LENGTH_DIFFERENCE:
+    if max(lengths.values(), default=0) - min(lengths.values(), default=0) <= _MAX_LENGTH_DIFFERENCE:
         return []
     found = ", ".join(f"{length} of {name}" for name, length in lengths.items())
     return [
