@@ -84,7 +84,7 @@ def read_trial(
 def _read_arrays(
     files: RawFiles, index: int, arrays: Sequence[str]
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Read arrays cut to their valid frames, without broken ones and withheld responses; list what is wrong."""
+    """Read arrays cut to their valid frames; leaves out broken ones (listed) and withheld responses."""
     stored: dict[str, np.ndarray] = {}
     problems: list[str] = []
     for array in arrays:
