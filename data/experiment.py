@@ -8,7 +8,7 @@ that are shown one set of videos under permuted tiers. A few trials are lost: an
 import hashlib
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -32,7 +32,7 @@ BONUS_CLASSES = (
 )
 """Live and final bonus classes of the ten public mice, partners in turn: A F B J C G D H E I (measured)."""
 
-_LOST_SHARE = 0.02
+_LOST_SHARE = 0.027
 _LARGEST_LOSS = 2
 """Repeats of one video that may be lost: the data set has 8 to 10."""
 _SHORT_BEHAVIOR_SHARE = 0.03
@@ -98,7 +98,7 @@ class SimulationConfig:
     @classmethod
     def for_scale(
         cls,
-        scale: Literal["demo", "full"],
+        scale: str,
         *,
         mice: int | None = None,
         neurons: int | tuple[int, ...] | None = None,

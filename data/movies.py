@@ -5,9 +5,11 @@ grey 36 x 64 and resampled to 30 Hz by their time stamps.
 """
 
 import hashlib
+import os
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -34,18 +36,12 @@ class MovieLibrary:
     def __init__(self, folder: Path, *, clip_frames: int, frame_shape: tuple[int, int]) -> None:
         self._folder, self._clip_frames, self._frame_shape = folder, clip_frames, frame_shape
         files = find_movies(folder)
-        self._scratch = tempfile.TemporaryDirectory(prefix="striate-movies-")
-        decoded = Path(self._scratch.name) / "frames.u8"
-        lengths = []
-        with decoded.open("wb") as out:
-            for file in files:
-                before = out.tell()
-                _decode(file, out.fileno(), frame_shape=frame_shape)
-                out.seek(0, 2)
-                lengths.append((out.tell() - before) // (frame_shape[0] * frame_shape[1]))
-        self._frames: UInt8[np.ndarray, "t h w"] = np.memmap(
-            decoded, np.uint8, mode="r", shape=(sum(lengths), *frame_shape)
-        )
+        # A file without a name: the system frees it with the last map, also after a crash.
+        with tempfile.TemporaryFile() as decoded:
+            lengths = [_decode(file, decoded, frame_shape=frame_shape) for file in files]
+            self._frames: UInt8[np.ndarray, "t h w"] = np.memmap(
+                decoded, np.uint8, mode="r", shape=(sum(lengths), *frame_shape)
+            )
         self._starts = self._distinct(lengths)
         self.fingerprint = hashlib.sha256(
             f"{clip_frames} {frame_shape} {[(f.name, f.stat().st_size) for f in files]}".encode()
@@ -100,19 +96,21 @@ def find_movies(folder: Path) -> list[Path]:
     return files
 
 
-def _decode(file: Path, out: int, *, frame_shape: tuple[int, int]) -> None:
+def _decode(file: Path, out: IO[bytes], *, frame_shape: tuple[int, int]) -> int:
+    """Append a video's grey frames to a file and return their number."""
     height, width = frame_shape
     crop = "crop='min(iw,ih*16/9)':'min(ih,iw*9/16)'"
     filters = f"{crop},scale={width}:{height}:flags=area,fps={FRAME_RATE_HZ},format=gray"
     command = [_ffmpeg(), "-nostdin", "-v", "error", "-i", str(file), "-map", "0:v:0", "-vf", filters]
+    begin = out.seek(0, os.SEEK_END)
     finished = subprocess.run(
         [*command, "-f", "rawvideo", "-pix_fmt", "gray", "-"], stdout=out, stderr=subprocess.PIPE, check=False
     )
-    if finished.returncode != 0:
-        reason = finished.stderr.decode(errors="replace").strip().splitlines()
-        raise ValueError(
-            f"{file} is not a video that ffmpeg can read: {reason[-1] if reason else 'no reason given'}"
-        )
+    num_frames = (out.seek(0, os.SEEK_END) - begin) // (height * width)
+    if finished.returncode != 0 or num_frames == 0:
+        reason = [*finished.stderr.decode(errors="replace").strip().splitlines(), "it has no frames"][0]
+        raise ValueError(f"{file} is not a video that ffmpeg can read: {reason}")
+    return num_frames
 
 
 def _ffmpeg() -> str:

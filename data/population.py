@@ -17,8 +17,10 @@ _MEAN_LUMINANCE, _CONTRAST_UNIT = 80.0, 57.0
 _TEMPORAL_TAPS = 15
 _TAP_RATE = 0.9
 _POOL_GRID = (4, 7)
-_SEMISATURATION = 0.3
-"""Share of the typical pooled energy that is added to it; measured energy of natural movies is about 1."""
+_POOL_ORIENTATIONS = 4
+_CELLS_AT_ONCE = 256
+_SEMISATURATION = 2.5
+"""Added to the pooled energy, which is about 8 in natural movies."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -110,54 +112,69 @@ class Population:
 
     def __init__(self, cells: Cells, *, frame_shape: tuple[int, int]) -> None:
         self.cells = cells
-        self._filters = gabor_filters(cells, frame_shape=frame_shape)
-        self._pool_in, self._pool_out = _pooling(cells.center_px, frame_shape=frame_shape)
+        self._own = _EnergyModel(cells, frame_shape=frame_shape)
+        # The pool is not the recorded cells themselves: a cell's drive must not depend on who else was
+        # recorded.
+        self._pool, self._weights = _normalization_pool(cells.center_px, frame_shape=frame_shape)
 
     def drive(self, video: Float[np.ndarray, "t h w"]) -> Float32[np.ndarray, "n t_lead"]:
         """Return the normalized drive from ``LEAD_FRAMES`` before the video on, when the screen was blank."""
-        blank = np.zeros((len(self._filters), LEAD_FRAMES + len(video)), np.float32)
-        contrast = (video.reshape(len(video), -1).astype(np.float32) - _MEAN_LUMINANCE) / _CONTRAST_UNIT
-        blank[:, LEAD_FRAMES:] = self._filters @ contrast.T
-        fast, slow = (blank @ kernel for kernel in temporal_matrices(blank.shape[1]))
-        linear, energy = self._oriented(np.split(fast, 2), np.split(slow, 2))
-        pooled = self._pool_out @ (self._pool_in @ energy)
+        contrast = np.zeros((LEAD_FRAMES + len(video), video[0].size), np.float32)
+        contrast[LEAD_FRAMES:] = (video.reshape(len(video), -1) - _MEAN_LUMINANCE) / _CONTRAST_UNIT
+        linear, energy = self._own.respond(contrast)
+        pooled = self._weights @ self._pool.respond(contrast)[1]
         amplitude = np.where(self.cells.is_complex[:, None], np.sqrt(energy), np.maximum(linear, 0))
         drive: Float32[np.ndarray, "n t_lead"] = amplitude / np.sqrt(pooled + _SEMISATURATION)
         return drive
 
-    def _oriented(
-        self, fast: list[Float32[np.ndarray, "n t"]], slow: list[Float32[np.ndarray, "n t"]]
+
+class _EnergyModel:
+    """Space-time oriented filters and their energy (Adelson & Bergen 1985)."""
+
+    def __init__(self, cells: Cells, *, frame_shape: tuple[int, int]) -> None:
+        self._filters = gabor_filters(cells, frame_shape=frame_shape)
+        self._share = ((1 + cells.directionality) / 2).astype(np.float32)[:, None]
+        self._cosine = np.cos(cells.phase).astype(np.float32)[:, None]
+        self._sine = np.sin(cells.phase).astype(np.float32)[:, None]
+
+    def respond(
+        self, contrast: Float32[np.ndarray, "t hw"]
     ) -> tuple[Float32[np.ndarray, "n t"], Float32[np.ndarray, "n t"]]:
-        """Combine even and odd fields with both kernels into a phase-selective and an energy response.
+        """Return what a linear filter of the cell's phase gives, and the energy of all phases.
 
         Source:
-            Adelson & Bergen 1985, figure 10: sums and differences of the four are oriented in space-time.
+            Adelson & Bergen 1985, figure 10: sums and differences of even and odd fields with a fast and a
+            slow kernel are oriented in space-time.
         """
-        preferred = (fast[0] + slow[1], fast[1] - slow[0])
-        opposite = (fast[0] - slow[1], fast[1] + slow[0])
-        share = ((1 + self.cells.directionality) / 2).astype(np.float32)[:, None]
-        cosine = np.cos(self.cells.phase).astype(np.float32)[:, None]
-        sine = np.sin(self.cells.phase).astype(np.float32)[:, None]
-        linear, energy = (
-            share * function(*preferred) + (1 - share) * function(*opposite)
-            for function in (lambda even, odd: cosine * even + sine * odd, lambda even, odd: even**2 + odd**2)
-        )
+        projected = self._filters @ contrast.T
+        fast, slow = (np.split(projected @ kernel, 2) for kernel in temporal_matrices(len(contrast)))
+        preferred = (fast[0] - slow[1], fast[1] + slow[0])
+        opposite = (fast[0] + slow[1], fast[1] - slow[0])
+        linear = self._share * (self._cosine * preferred[0] + self._sine * preferred[1])
+        linear += (1 - self._share) * (self._cosine * opposite[0] + self._sine * opposite[1])
+        energy = self._share * (preferred[0] ** 2 + preferred[1] ** 2)
+        energy += (1 - self._share) * (opposite[0] ** 2 + opposite[1] ** 2)
         return linear, energy
 
 
 def gabor_filters(cells: Cells, *, frame_shape: tuple[int, int]) -> Float32[np.ndarray, "n2 hw"]:
     """Return the even filters of all cells and then their odd ones; unit energy, blind to uniform light."""
-    rows = np.arange(frame_shape[0])[None, :, None] - cells.center_px[:, 0, None, None]
-    columns = np.arange(frame_shape[1])[None, None, :] - cells.center_px[:, 1, None, None]
-    direction = cells.direction[:, None, None]
-    cycles = (rows * np.sin(direction) + columns * np.cos(direction)) * cells.cycles_per_px[:, None, None]
-    envelope = np.exp(-0.5 * (rows**2 + columns**2) / cells.sigma_px[:, None, None] ** 2)
-    filters = np.concatenate([envelope * np.cos(2 * np.pi * cycles), envelope * np.sin(2 * np.pi * cycles)])
-    envelope = np.concatenate([envelope, envelope])
-    filters -= envelope * filters.sum((1, 2), keepdims=True) / envelope.sum((1, 2), keepdims=True)
-    filters /= np.sqrt(np.square(filters).sum((1, 2), keepdims=True))
-    flat: Float32[np.ndarray, "n2 hw"] = filters.reshape(len(filters), -1).astype(np.float32)
-    return flat
+    num_cells = len(cells.sigma_px)
+    filters = np.empty((2, num_cells, *frame_shape), np.float32)
+    for start in range(0, num_cells, _CELLS_AT_ONCE):
+        block = slice(start, start + _CELLS_AT_ONCE)
+        row, column, sigma, direction, cycles_per_px = (
+            parameter[block, None, None]
+            for parameter in (*cells.center_px.T, cells.sigma_px, cells.direction, cells.cycles_per_px)
+        )
+        rows = np.arange(frame_shape[0])[None, :, None] - row
+        columns = np.arange(frame_shape[1])[None, None, :] - column
+        envelope = np.exp(-0.5 * (rows**2 + columns**2) / sigma**2)
+        turns = 2 * np.pi * cycles_per_px * (rows * np.sin(direction) + columns * np.cos(direction))
+        pair = envelope * np.stack([np.cos(turns), np.sin(turns)])
+        pair -= envelope * pair.sum((2, 3), keepdims=True) / envelope.sum((1, 2), keepdims=True)
+        filters[:, block] = pair / np.sqrt(np.square(pair).sum((2, 3), keepdims=True))
+    return filters.reshape(2 * num_cells, -1)
 
 
 def temporal_kernels() -> Float[np.ndarray, "2 taps"]:
@@ -193,20 +210,28 @@ def _centers(
     return clipped
 
 
-def _pooling(
+def _normalization_pool(
     center_px: Float[np.ndarray, "n 2"], *, frame_shape: tuple[int, int]
-) -> tuple[Float32[np.ndarray, "g n"], Float32[np.ndarray, "n g"]]:
-    """Return two matrices whose product averages over the cells around each cell, through a grid of places.
-
-    A grid keeps the cost linear in the number of cells.
-    """
-    size = np.array(frame_shape)
-    step = size / np.array(_POOL_GRID)
-    grid = (
-        np.stack(np.meshgrid(*map(np.arange, _POOL_GRID), indexing="ij"), axis=-1).reshape(-1, 2) + 0.5
-    ) * step
-    distance = np.square((grid[:, None] - center_px[None]) / step).sum(axis=-1)
-    weights = np.exp(-0.5 * distance) + 1e-6
-    into = weights / weights.sum(axis=1, keepdims=True)
-    out = weights.T / weights.T.sum(axis=1, keepdims=True)
-    return into.astype(np.float32), out.astype(np.float32)
+) -> tuple[_EnergyModel, Float32[np.ndarray, "n k"]]:
+    """Return a bank of filters all over the frame, and how much each cell's normalization hears of each."""
+    pixel = frame_shape[0] / _FULL_HEIGHT_PX
+    step = np.array(frame_shape) / np.array(_POOL_GRID)
+    places = np.stack(np.meshgrid(*map(np.arange, _POOL_GRID), indexing="ij"), axis=-1).reshape(-1, 2)
+    centers = np.repeat((places + 0.5) * step - 0.5, _POOL_ORIENTATIONS, axis=0)
+    num_filters = len(centers)
+    bank = Cells(
+        center_px=centers,
+        sigma_px=np.full(num_filters, 0.45 * 8 * pixel),
+        cycles_per_px=np.full(num_filters, 0.125 / pixel),
+        direction=np.arange(num_filters) % _POOL_ORIENTATIONS * np.pi / _POOL_ORIENTATIONS,
+        phase=np.zeros(num_filters),
+        directionality=np.zeros(num_filters),
+        is_complex=np.ones(num_filters, bool),
+        events_per_second=np.zeros(num_filters),
+        scale=np.zeros(num_filters),
+        modulation=np.zeros((num_filters, 3)),
+    )
+    distance = np.square((centers[None] - center_px[:, None]) / step).sum(axis=-1)
+    weights = np.exp(-0.5 * distance)
+    weights /= weights.sum(axis=1, keepdims=True)
+    return _EnergyModel(bank, frame_shape=frame_shape), weights.astype(np.float32)
