@@ -184,11 +184,10 @@ class Normalization(nn.Module):
         frames = clips.frames
         responses = clips.responses
         if responses is not None:
-            responses = responses.float()
-            if self.config.relu:
-                responses = responses.relu()
-            if self.config.responses == "official":
-                responses = responses * self._precision_at(frames)
+            responses = responses.relu() if self.config.relu else responses
+            # In place, in the copied rows: on a CPU this is bound by memory.
+            official = self.config.responses == "official"
+            responses = self._precision_at(frames).mul_(responses) if official else responses.float()
         return replace(
             clips,
             video=self._scaled("video", clips.video.squeeze(1), frames).unsqueeze(1),
@@ -219,16 +218,16 @@ class Normalization(nn.Module):
         self, name: str, values: Shaped[Tensor, "b t ..."], frames: Int[Tensor, "b t"]
     ) -> Float[Tensor, "b t ..."]:
         scaling: ScalingConfig = getattr(self.config, name)
-        values = values.float()
         if scaling.center != "none":
             values = values - self._rows(f"{name}_center", frames)
         if scaling.scale != "none":
             values = values / self._rows(f"{name}_scale", frames)
-        return values
+        return values.float()
 
     def _rows(self, name: str, frames: Int[Tensor, "b t"]) -> Float[Tensor, "b t ..."]:
         table = self.get_buffer(name)
-        return table[frames.clamp(max=len(table) - 1)]
+        rows = frames.clamp(max=len(table) - 1)
+        return table.index_select(0, rows.flatten()).view(*rows.shape, *table.shape[1:])
 
 
 def response_precision(std: Float[Tensor, "t n"]) -> Float[Tensor, "t+1 n"]:

@@ -156,7 +156,11 @@ def test_without_a_fold_everything_is_trained_on(pair):
 def test_public_tiers_are_all_tiers_of_old_mice_and_train_and_oracle_of_new_ones(pair):
     trials = select_trials(pair, PUBLIC_TIERS)
     assert {trial.tier for trial in trials["new"]} == {Tier.TRAIN, Tier.ORACLE}
-    assert {trial.tier for trial in trials["old"]} == set(Tier) - {Tier.NONE, Tier.LIVE_BONUS, Tier.FINAL_MAIN}
+    assert {trial.tier for trial in trials["old"]} == set(Tier) - {
+        Tier.NONE,
+        Tier.LIVE_BONUS,
+        Tier.FINAL_MAIN,
+    }
 
 
 def test_withheld_trials_can_be_selected_for_prediction(pair):
@@ -190,3 +194,13 @@ def test_training_on_the_old_mouses_tests_is_flagged_although_only_the_partner_i
 def test_a_split_that_cannot_be_is_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         SplitConfig(**fields)
+
+
+def test_converted_partners_share_folds_and_flag_each_others_test_movies(recordings):
+    split = split_trials(recordings, SplitConfig(num_folds=4, fold=1))
+    held_out = [{trial.video_id for trial in trials} for trials in split.held_out.values()]
+    assert held_out[0] == held_out[1]
+    assert len(held_out[0]) == 3
+    assert not partner_test_movies(recordings, split.train)
+    everything = select_trials(recordings, PUBLIC_TIERS)
+    assert len(partner_test_movies(recordings, everything)) == 6

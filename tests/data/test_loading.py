@@ -1,3 +1,4 @@
+import pickle
 import threading
 import time
 from collections import Counter, defaultdict
@@ -31,18 +32,18 @@ def make_recordings(dtype):
 
 
 @pytest.fixture(scope="module")
-def recordings():
+def in_memory():
     return make_recordings(np.float16)
 
 
 @pytest.fixture(scope="module")
-def trials(recordings):
-    return select_trials(recordings, [Tier.TRAIN])
+def trials(in_memory):
+    return select_trials(in_memory, [Tier.TRAIN])
 
 
-def make_loader(recordings, trials, *, order="round", seed=5, **settings):
+def make_loader(in_memory, trials, *, order="round", seed=5, **settings):
     config = LoaderConfig(clip_frames=3, frame_step=2, batch_size=4, order=order)
-    return ClipLoader(recordings, trials, config, seed=seed, **{"threads": 0} | settings)
+    return ClipLoader(in_memory, trials, config, seed=seed, **{"threads": 0} | settings)
 
 
 def contents(steps):
@@ -120,8 +121,8 @@ def test_starts_are_uniform_over_all_valid_starts():
     assert abs(counts - 1000).max() < 5 * np.sqrt(6000 * (1 / 6) * (5 / 6))
 
 
-def test_a_round_is_one_batch_of_every_session(recordings, trials):
-    loader = make_loader(recordings, trials, order="round")
+def test_a_round_is_one_batch_of_every_session(in_memory, trials):
+    loader = make_loader(in_memory, trials, order="round")
     steps = list(loader.epoch(0))
     assert len(steps) == loader.num_steps == 2
     assert [[(batch.session, len(batch)) for batch in step] for step in steps] == [
@@ -129,15 +130,15 @@ def test_a_round_is_one_batch_of_every_session(recordings, trials):
     ] * 2
 
 
-def test_a_cycle_takes_sessions_in_turns(recordings, trials):
-    loader = make_loader(recordings, trials, order="cycle")
+def test_a_cycle_takes_sessions_in_turns(in_memory, trials):
+    loader = make_loader(in_memory, trials, order="cycle")
     steps = list(loader.epoch(0))
     assert len(steps) == loader.num_steps == 6
     assert [[batch.session for batch in step] for step in steps] == [["alpha"], ["beta"], ["gamma"]] * 2
 
 
-def test_mixed_steps_have_one_size_and_group_clips_by_session(recordings, trials):
-    loader = make_loader(recordings, trials, order="mixed")
+def test_mixed_steps_have_one_size_and_group_clips_by_session(in_memory, trials):
+    loader = make_loader(in_memory, trials, order="mixed")
     steps = list(loader.epoch(0))
     assert len(steps) == loader.num_steps == 6
     for step in steps:
@@ -147,19 +148,19 @@ def test_mixed_steps_have_one_size_and_group_clips_by_session(recordings, trials
 
 
 @pytest.mark.parametrize("order", ["round", "cycle", "mixed"])
-def test_the_number_of_threads_does_not_change_the_steps(recordings, trials, order):
-    expected = contents(make_loader(recordings, trials, order=order).epoch(2))
+def test_the_number_of_threads_does_not_change_the_steps(in_memory, trials, order):
+    expected = contents(make_loader(in_memory, trials, order=order).epoch(2))
     for threads in (1, 3):
-        loader = make_loader(recordings, trials, order=order, threads=threads)
+        loader = make_loader(in_memory, trials, order=order, threads=threads)
         assert contents(loader.epoch(2)) == expected
 
 
 @pytest.mark.parametrize("order", ["round", "cycle", "mixed"])
 @pytest.mark.parametrize("num_ranks", [2, 3])
-def test_all_ranks_together_see_the_clips_of_one_process(recordings, trials, order, num_ranks):
-    expected = [clips_of(step) for step in make_loader(recordings, trials, order=order).epoch(1)]
+def test_all_ranks_together_see_the_clips_of_one_process(in_memory, trials, order, num_ranks):
+    expected = [clips_of(step) for step in make_loader(in_memory, trials, order=order).epoch(1)]
     ranks = [
-        make_loader(recordings, trials, order=order, rank=rank, num_ranks=num_ranks).epoch(1)
+        make_loader(in_memory, trials, order=order, rank=rank, num_ranks=num_ranks).epoch(1)
         for rank in range(num_ranks)
     ]
     together = [sum((clips_of(part) for part in parts), Counter()) for parts in zip(*ranks, strict=True)]
@@ -167,38 +168,38 @@ def test_all_ranks_together_see_the_clips_of_one_process(recordings, trials, ord
 
 
 @pytest.mark.parametrize("order", ["round", "cycle", "mixed"])
-def test_an_epoch_goes_on_from_any_step(recordings, trials, order):
-    loader = make_loader(recordings, trials, order=order, threads=2)
+def test_an_epoch_goes_on_from_any_step(in_memory, trials, order):
+    loader = make_loader(in_memory, trials, order=order, threads=2)
     whole = contents(loader.epoch(4))
     for start_step in range(loader.num_steps + 1):
         assert contents(loader.epoch(4, start_step=start_step)) == whole[start_step:]
 
 
-def test_epochs_and_seeds_differ(recordings, trials):
-    loader, other = (make_loader(recordings, trials, seed=seed) for seed in (5, 6))
+def test_epochs_and_seeds_differ(in_memory, trials):
+    loader, other = (make_loader(in_memory, trials, seed=seed) for seed in (5, 6))
     first, second, third = contents(loader.epoch(0)), contents(loader.epoch(1)), contents(other.epoch(0))
     assert first != second
     assert first != third
 
 
-def test_frames_beyond_the_limit_are_never_drawn(recordings, trials):
+def test_frames_beyond_the_limit_are_never_drawn(in_memory, trials):
     config = LoaderConfig(clip_frames=3, batch_size=4, max_trial_frames=5, clips_per_session=40)
-    loader = ClipLoader(recordings, trials, config, seed=0, threads=0)
+    loader = ClipLoader(in_memory, trials, config, seed=0, threads=0)
     ends = {int(end) for step in loader.epoch(0) for batch in step for end in batch.frames[:, -1]}
     assert ends == {2, 3, 4}
 
 
-def test_every_trial_of_the_longest_session_is_seen_in_an_epoch(recordings, trials):
+def test_every_trial_of_the_longest_session_is_seen_in_an_epoch(in_memory, trials):
     seen = defaultdict(set)
-    for step in make_loader(recordings, trials).epoch(0):
+    for step in make_loader(in_memory, trials).epoch(0):
         for batch in step:
             seen[batch.session].update(batch.trial.tolist())
     assert {session: len(indices) for session, indices in seen.items()} == {"alpha": 7, "beta": 4, "gamma": 1}
 
 
-def test_whole_trials_come_in_order_with_and_without_responses(recordings):
-    trials = select_trials(recordings, [Tier.TRAIN, Tier.LIVE_MAIN], labelled=False)
-    batches = list(iterate_trials(recordings, trials, threads=2))
+def test_whole_trials_come_in_order_with_and_without_responses(in_memory):
+    trials = select_trials(in_memory, [Tier.TRAIN, Tier.LIVE_MAIN], labelled=False)
+    batches = list(iterate_trials(in_memory, trials, threads=2))
     expected = [(session, trial) for session, of_session in trials.items() for trial in of_session]
     assert [(b.session, b.trial.tolist(), b.num_frames) for b in batches] == [
         (session, [trial.index], trial.num_frames) for session, trial in expected
@@ -206,9 +207,9 @@ def test_whole_trials_come_in_order_with_and_without_responses(recordings):
     assert [b.responses is None for b in batches] == [not trial.has_responses for _, trial in expected]
 
 
-def test_whole_trials_can_be_cut_and_sessions_left_out(recordings):
-    trials = {"beta": select_trials(recordings, [Tier.TRAIN])["beta"]}
-    batches = list(iterate_trials(recordings, trials, max_trial_frames=10, threads=0))
+def test_whole_trials_can_be_cut_and_sessions_left_out(in_memory):
+    trials = {"beta": select_trials(in_memory, [Tier.TRAIN])["beta"]}
+    batches = list(iterate_trials(in_memory, trials, max_trial_frames=10, threads=0))
     assert [batch.num_frames for batch in batches] == [9, 10, 10, 10]
 
 
@@ -229,8 +230,8 @@ def test_an_exception_in_a_thread_is_raised_where_its_step_is_due():
     assert not read_ahead_threads()
 
 
-def test_closing_early_leaves_no_thread(recordings, trials):
-    loader = make_loader(recordings, trials, threads=3)
+def test_closing_early_leaves_no_thread(in_memory, trials):
+    loader = make_loader(in_memory, trials, threads=3)
     with closing(loader.epoch(0)) as steps:
         next(steps)
         assert read_ahead_threads()
@@ -248,30 +249,30 @@ def test_threads_read_ahead_no_further_than_asked():
     results.close()
 
 
-def test_batches_are_equal_from_float16_and_float32_stores(recordings, trials):
-    steps = [make_loader(each, trials).epoch(0) for each in (recordings, make_recordings(np.float32))]
+def test_batches_are_equal_from_float16_and_float32_stores(in_memory, trials):
+    steps = [make_loader(each, trials).epoch(0) for each in (in_memory, make_recordings(np.float32))]
     for half, single in zip(*steps, strict=True):
         for first, second in zip(half, single, strict=True):
             assert (first.responses.dtype, second.responses.dtype) == (torch.float16, torch.float32)
             assert torch.equal(first.responses.float(), second.responses)
 
 
-def test_trials_that_cannot_be_trained_on_are_refused_by_name(recordings, trials):
+def test_trials_that_cannot_be_trained_on_are_refused_by_name(in_memory, trials):
     with pytest.raises(ValueError, match="beta has no training trials"):
-        make_loader(recordings, {**trials, "beta": ()})
-    withheld = select_trials(recordings, [Tier.LIVE_MAIN], labelled=False)
+        make_loader(in_memory, {**trials, "beta": ()})
+    withheld = select_trials(in_memory, [Tier.LIVE_MAIN], labelled=False)
     with pytest.raises(ValueError, match=r"trials \[99\] of alpha have no responses"):
-        make_loader(recordings, withheld)
+        make_loader(in_memory, withheld)
     config = LoaderConfig(clip_frames=10)
     with pytest.raises(ValueError, match=r"trials \[0, 8\] of alpha are shorter than a clip, which spans 10"):
-        ClipLoader(recordings, trials, config, seed=0)
+        ClipLoader(in_memory, trials, config, seed=0)
 
 
-def test_ranks_that_cannot_be_are_refused(recordings, trials):
+def test_ranks_that_cannot_be_are_refused(in_memory, trials):
     with pytest.raises(ValueError, match="rank is 2, but must be 0 to 1"):
-        make_loader(recordings, trials, rank=2, num_ranks=2)
+        make_loader(in_memory, trials, rank=2, num_ranks=2)
     with pytest.raises(ValueError, match="batch_size is 4, but must be at least the number of processes, 5"):
-        make_loader(recordings, trials, num_ranks=5)
+        make_loader(in_memory, trials, num_ranks=5)
 
 
 @pytest.mark.parametrize(
@@ -285,3 +286,34 @@ def test_ranks_that_cannot_be_are_refused(recordings, trials):
 def test_a_loader_configuration_that_cannot_be_is_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         replace(LoaderConfig(), **fields)
+
+
+@pytest.mark.parametrize("order", ["round", "cycle", "mixed"])
+def test_a_store_gives_the_frames_of_its_raw_folder(recordings, raw_folders, order):
+    trials = select_trials(recordings, [Tier.TRAIN])
+    config = LoaderConfig(clip_frames=20, frame_step=2, batch_size=3, order=order)
+    loader = ClipLoader(recordings, trials, config, seed=1)
+    folders = {folder.name: folder for folder in raw_folders}
+    for step in loader.epoch(0):
+        for batch in step:
+            for row, (trial, frames) in enumerate(zip(batch.trial.tolist(), batch.frames, strict=True)):
+                raw = {
+                    name: np.load(folders[batch.session] / "data" / name / f"{trial}.npy")[
+                        ..., frames.numpy()
+                    ]
+                    for name in ("videos", "responses", "behavior", "pupil_center")
+                }
+                video = np.moveaxis(batch.video[row, 0].numpy(), 0, -1)
+                assert abs(video - raw["videos"]).max() <= 0.5
+                assert batch.responses.dtype == torch.float16
+                np.testing.assert_allclose(batch.responses[row], raw["responses"], rtol=2**-11, atol=1e-7)
+                np.testing.assert_allclose(batch.behavior[row], raw["behavior"], rtol=1e-6)
+                np.testing.assert_allclose(batch.pupil[row], raw["pupil_center"], rtol=1e-6)
+
+
+def test_a_pickled_loader_gives_the_same_steps(recordings):
+    trials = select_trials(recordings, [Tier.TRAIN])
+    config = LoaderConfig(clip_frames=10, batch_size=3)
+    loader = ClipLoader(recordings, trials, config, seed=1)
+    travelled = pickle.loads(pickle.dumps(loader))
+    assert contents(travelled.epoch(1)) == contents(loader.epoch(1))
