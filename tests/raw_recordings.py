@@ -35,7 +35,7 @@ def draw_video(number, num_frames=NUM_FRAMES):
 
 
 def plan_trials(session):
-    """Return (tier, video number) of every trial: train clips once, test videos two or three times, shuffled."""
+    """Return (tier, video number) of every trial: train clips once, the others two or three times."""
     trials = [(Tier.TRAIN, number) for number in range(_NUM_TRAIN)]
     for tier, numbers in _TEST_VIDEOS[session].items():
         trials += [(tier, numbers[0])] * 3 + [(tier, numbers[1])] * 2
