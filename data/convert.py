@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from data.conversion import ConversionConfig, ConversionProgress, convert
 from data.recording import open_store
@@ -57,7 +57,14 @@ def _check(store: Path, progress: Progress) -> int:
 
 
 def _show_store(store: Path, console: Console) -> None:
-    table = Table("session", "neurons", "trials", "with responses", "videos", "shared with others")
+    table = Table(
+        Column("session", overflow="fold"),
+        "neurons",
+        "trials",
+        "with responses",
+        "videos",
+        "shared with others",
+    )
     recordings = open_store(store)
     videos = {recording.session: {trial.video_id for trial in recording.trials} for recording in recordings}
     for recording in recordings:

@@ -141,12 +141,15 @@ def read_manifest(store: Path) -> Manifest:
             f"{store} is not a store (no {MANIFEST}); make one with data/convert.py RAW... --to STORE"
         )
     content = _read_json(path)
-    trials = content["tables"]["trials"]
-    return Manifest(
-        trials_table=trials["path"],
-        trials_file=_file_entry({key: trials[key] for key in ("size", "sha256")}),
-        sessions={name: _session_entry(entry) for name, entry in content["sessions"].items()},
-    )
+    try:
+        trials = content["tables"]["trials"]
+        return Manifest(
+            trials_table=trials["path"],
+            trials_file=_file_entry({key: trials[key] for key in ("size", "sha256")}),
+            sessions={name: _session_entry(entry) for name, entry in content["sessions"].items()},
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise StoreError(f"{path} is incomplete ({error!r}); restore it, or convert again") from error
 
 
 def write_manifest(store: Path, manifest: Manifest) -> None:

@@ -85,8 +85,8 @@ def read_trials(path: Path, *, session: str | None = None) -> list[TrialRow]:
         table = pq.read_table(path, schema=SCHEMA, partitioning=None)
     except FileNotFoundError:
         raise StoreError(f"{path} is missing; convert the recordings again into a new store") from None
-    except pa.ArrowException as error:
-        raise StoreError(f"{path} is not a table of trials: {error}") from None
+    except (pa.ArrowException, OSError) as error:
+        raise StoreError(f"{path} is not a table of trials ({error}); convert the recordings again") from None
     if session is not None:
         table = table.filter(pc.field("session") == session)
     return [TrialRow(**row) for row in table.to_pylist()]

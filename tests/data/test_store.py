@@ -301,6 +301,21 @@ def test_a_manifest_of_something_else_is_refused(store):
     (store / "manifest.json").write_text("{")
     with pytest.raises(StoreError, match="not valid JSON"):
         open_store(store)
+    (store / "manifest.json").write_text('{"format": "striate-store", "format_version": 1, "tables": {}}')
+    with pytest.raises(StoreError, match=r"manifest\.json is incomplete .*'trials'"):
+        open_store(store)
+
+
+def test_a_damaged_table_of_trials_is_refused(store):
+    path = store / read_manifest(store).trials_table
+    content = path.read_bytes()
+    for damaged in (content[:-20], content[:4] + bytes(len(content) - 8) + content[-4:], b""):
+        path.write_bytes(damaged)
+        with pytest.raises(StoreError, match=f"{path.name} is not a table of trials"):
+            open_store(store)
+    path.unlink()
+    with pytest.raises(StoreError, match=f"{path.name} is missing"):
+        open_store(store)
 
 
 def test_a_truncated_file_is_refused_before_anything_is_mapped(store):
