@@ -38,7 +38,7 @@ Epoch = Callable[[int], int]
 """Reads one epoch (its number seeds it) and returns how many clips it had."""
 
 ReadClip = Callable[[list[np.ndarray], np.ndarray, int, np.random.Generator], list[torch.Tensor]]
-"""Cuts a clip out of a trial's raw arrays, given the std of the responses and the frames of a clip."""
+"""Cuts a clip out of a trial's raw arrays, given the responses' precision and the frames of a clip."""
 
 
 def main() -> None:
@@ -107,19 +107,20 @@ def raw_epoch(folder: Path, args: argparse.Namespace, read: ReadClip) -> Epoch:
     """Return an epoch over a raw folder: every trial once."""
     recording = folder / SESSION
     std = np.load(recording / "meta" / "statistics" / "responses" / "all" / "std.npy")
+    precision = 1 / np.maximum(std, 0.01 * np.nanmean(std))
 
     def epoch(number: int) -> int:
         rng = np.random.default_rng(number)
         for trial in rng.permutation(args.trials):
             arrays = [np.load(recording / "data" / name / f"{trial}.npy") for name in VARIABLES]
-            assert len(read(arrays, std, args.frames, rng)) == len(VARIABLES)
+            assert len(read(arrays, precision, args.frames, rng)) == len(VARIABLES)
         return int(args.trials)
 
     return epoch
 
 
 def plain_clip(
-    arrays: list[np.ndarray], _std: np.ndarray, frames: int, rng: np.random.Generator
+    arrays: list[np.ndarray], _precision: np.ndarray, frames: int, rng: np.random.Generator
 ) -> list[torch.Tensor]:
     """Cut a clip with as little work as there can be once all four files have been read."""
     valid = int((~np.isnan(arrays[0][0, 0])).sum())
@@ -128,7 +129,7 @@ def plain_clip(
 
 
 def starter_kit_clip(
-    arrays: list[np.ndarray], std: np.ndarray, frames: int, rng: np.random.Generator
+    arrays: list[np.ndarray], precision: np.ndarray, frames: int, rng: np.random.Generator
 ) -> list[torch.Tensor]:
     """Cut a clip with the steps of the competition's starter kit, without its cache of whole trials.
 
@@ -137,7 +138,7 @@ def starter_kit_clip(
     """
     valid = min(int(np.argwhere(np.isnan(a))[:, -1].min(initial=a.shape[-1])) for a in arrays)
     video, responses, behavior, pupil = (np.take(a, np.arange(valid), axis=-1) for a in arrays)
-    responses = responses / std[:, :valid]
+    responses = responses * precision[:, :valid]
     video, behavior, pupil = ((a - a.mean()) / a.std() for a in (video, behavior, pupil))
     responses = responses[np.arange(len(responses))]
     planes = np.broadcast_to(behavior[:, None, None], (2, *video.shape))

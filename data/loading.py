@@ -62,9 +62,11 @@ class ClipLoader:
             pin_memory: put the tensors where a GPU can fetch them by itself.
 
         Raises:
-            ValueError: a session has no trials, a trial has no responses or is shorter than a clip, or a
-                batch has fewer clips than there are ranks.
+            ValueError: there is no session, a session has no trials, a trial has no responses or is shorter
+                than a clip, or a batch has fewer clips than there are ranks.
         """
+        if not recordings:
+            raise ValueError("recordings is empty, but must hold at least one session")
         if not 0 <= rank < num_ranks:
             raise ValueError(f"rank is {rank}, but must be 0 to {num_ranks - 1}")
         if config.batch_size < num_ranks:

@@ -268,6 +268,11 @@ def test_trials_that_cannot_be_trained_on_are_refused_by_name(in_memory, trials)
         ClipLoader(in_memory, trials, config, seed=0)
 
 
+def test_a_loader_needs_a_session(trials):
+    with pytest.raises(ValueError, match="recordings is empty"):
+        make_loader([], trials)
+
+
 def test_ranks_that_cannot_be_are_refused(in_memory, trials):
     with pytest.raises(ValueError, match="rank is 2, but must be 0 to 1"):
         make_loader(in_memory, trials, rank=2, num_ranks=2)
