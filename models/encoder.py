@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -43,6 +43,7 @@ class SessionSpec:
             )
 
 
+@runtime_checkable
 class ModelConfig(Protocol):
     """What every model family's configuration can do; the fields differ."""
 

@@ -111,6 +111,11 @@ class ViViTConfig:
         return self.temporal_patch_size - 1
 
     @property
+    def causal(self) -> bool:
+        """Whether the prediction of a frame uses nothing of later frames: no, attention sees the clip."""
+        return False
+
+    @property
     def grid(self) -> PatchGrid:
         """Where the patches lie."""
         return PatchGrid(

@@ -1,0 +1,165 @@
+"""What a model costs before it exists: parameters, FLOPs and peak memory of a configuration.
+
+The model is built without storage and its forward (and backward) pass is traced on tensors that have a
+shape and no contents. Every operation reports its result, and a result counts for as long as something
+refers to it: the trace allocates and frees what a real run does, also under gradient checkpointing, in
+chunked kernels and in models that do not exist yet. Nothing is computed; a trace takes about a second.
+"""
+
+import weakref
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from models.encoder import Encoder, ModelConfig, SessionSpec
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+"""Precisions by name; bfloat16 is automatic mixed precision with float32 parameters."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What one configuration costs.
+
+    Attributes:
+        parameters: trainable parameters, all sessions together.
+        flops: floating-point operations of one forward pass (a multiply-add is two) in convolutions, matrix
+            products and attention, as torch's flop counter counts them.
+        peak_bytes: most memory in use at a time: parameters, buffers, the clips and everything computed from
+            them; in training also the gradients and the two moments of AdamW.
+    """
+
+    parameters: int
+    flops: int
+    peak_bytes: int
+
+
+def estimate_cost(
+    config: ModelConfig,
+    sessions: Mapping[str, int],
+    clip_shape: tuple[int, int, int, int],
+    *,
+    training: bool,
+    dtype: str = "float32",
+) -> Cost:
+    """Return what a configuration costs, on a CPU, without building the model.
+
+    Args:
+        config: the configuration.
+        sessions: number of neurons of each session; the clips are the session's that has most.
+        clip_shape: clips of a batch, frames, rows, columns.
+        training: cost of a training step (forward, backward, optimizer) instead of a prediction.
+        dtype: ``"float32"``, or ``"bfloat16"`` for automatic mixed precision.
+
+    Raises:
+        ValueError: the configuration does not fit to the clips, or the precision is unknown.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}, but must be one of {', '.join(DTYPES)}")
+    encoder = _build_without_storage(config, sessions, (clip_shape[2], clip_shape[3]))
+    parameters = sum(parameter.numel() for parameter in encoder.parameters() if parameter.requires_grad)
+    largest = max(sessions, key=lambda session: sessions[session])
+    with FakeTensorMode():
+        encoder._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
+        clips = _clips(clip_shape)
+        trace = _Trace([*encoder.parameters(), *encoder.buffers(), *clips])
+        with trace, torch.autocast("cpu", DTYPES[dtype], enabled=dtype != "float32"):
+            flops = _run(encoder.train(training), clips, session=largest, trace=trace)
+        # Gradients of other sessions' readouts come from other clips, but share the step.
+        missing = [p for p in encoder.parameters() if p.requires_grad and p.grad is None]
+        optimizer = 8 * parameters + 4 * sum(p.numel() for p in missing) if training else 0
+    return Cost(parameters=parameters, flops=flops, peak_bytes=trace.peak_bytes + optimizer)
+
+
+def _build_without_storage(
+    config: ModelConfig, sessions: Mapping[str, int], frame_shape: tuple[int, int]
+) -> Encoder:
+    with torch.device("meta"):
+        specs = [
+            SessionSpec(
+                session=session,
+                num_neurons=num_neurons,
+                coordinates_um=torch.empty(num_neurons, 3),
+                mean_response=torch.empty(num_neurons),
+            )
+            for session, num_neurons in sessions.items()
+        ]
+        return config.build(specs, frame_shape)
+
+
+def _clips(clip_shape: tuple[int, int, int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    num_clips, num_frames, height, width = clip_shape
+    video = torch.empty(num_clips, 1, num_frames, height, width)
+    return video, torch.empty(num_clips, 2, num_frames), torch.empty(num_clips, 2, num_frames)
+
+
+def _run(encoder: Encoder, clips: Iterable[Tensor], *, session: str, trace: "_Trace") -> int:
+    """Run one step as training does it, and return the FLOPs of its forward pass."""
+    with torch.set_grad_enabled(encoder.training):
+        predicted = encoder(*clips, session=session)
+        flops = trace.flops
+        if encoder.training:
+            responses = torch.empty_like(predicted)
+            loss = (predicted - responses * torch.log(predicted + 1e-8)).sum() + encoder.regularizer()
+            torch.autograd.backward(loss)
+    return flops
+
+
+class _Trace(TorchDispatchMode):
+    """Count the bytes of all storages that are alive, and the FLOPs of every operation.
+
+    Attributes:
+        flops: floating-point operations so far.
+        peak_bytes: most bytes alive at a time so far.
+    """
+
+    def __init__(self, existing: Iterable[Tensor]) -> None:
+        super().__init__()
+        self.flops = 0
+        self.peak_bytes = 0
+        self._bytes = 0
+        self._alive: set[int] = set()
+        for tensor in existing:
+            self._see(tensor)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._see(tensor)
+        self.flops += _flops(func, args, kwargs, result=result)
+        return result
+
+    def _see(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._alive:
+            return
+        self._alive.add(key)
+        self._bytes += storage.nbytes()
+        self.peak_bytes = max(self.peak_bytes, self._bytes)
+        weakref.finalize(storage, self._forget, key, storage.nbytes())
+
+    def _forget(self, key: int, num_bytes: int) -> None:
+        self._alive.discard(key)
+        self._bytes -= num_bytes
+
+
+def _flops(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, result: Any) -> int:
+    packet = func.overloadpacket
+    if packet in flop_registry:
+        return int(flop_registry[packet](*args, **kwargs, out_val=result))
+    if packet is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
+        # Torch's counter knows this kernel only for other devices.
+        return 4 * int(args[0].numel()) * int(args[1].shape[-2])
+    return 0
