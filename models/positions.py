@@ -13,6 +13,8 @@ from models.eval_cache import EvalCache
 Covariance = Literal["full", "uncorrelated", "isotropic"]
 """Shape of the noise on a neuron's position: any ellipse, one along the axes, or a circle."""
 
+COVARIANCES: tuple[str, ...] = get_args(Covariance)
+
 
 class GaussianPositions(nn.Module):
     """A Gaussian of positions per neuron: sampled while training, its mean in evaluation.
@@ -87,7 +89,5 @@ def _check(hidden: int, init_sigma: float, covariance: str) -> None:
         raise ValueError(f"hidden width of the position network is {hidden}, but must be at least 1")
     if init_sigma <= 0:
         raise ValueError(f"init_sigma is {init_sigma}, but must be positive")
-    if covariance not in get_args(Covariance):
-        raise ValueError(
-            f"covariance is {covariance!r}, but must be one of {', '.join(get_args(Covariance))}"
-        )
+    if covariance not in COVARIANCES:
+        raise ValueError(f"covariance is {covariance!r}, but must be one of {', '.join(COVARIANCES)}")
