@@ -18,7 +18,7 @@ class DropPath(nn.Module):
         super().__init__()
         self.rate = rate
 
-    def forward(self, features: Float[Tensor, "row *rest"]) -> Float[Tensor, "row *rest"]:
+    def forward(self, features: Float[Tensor, "row ..."]) -> Float[Tensor, "row ..."]:
         """Drop in training; the mean over masks is the input."""
         if not self.training or self.rate == 0:
             return features

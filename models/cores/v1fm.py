@@ -1,0 +1,191 @@
+"""Dynamic-V1FM: its configuration and how its parts are joined."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import get_args
+
+from models.cores.swin3d import BlockNorm, SwinConfig, SwinCore
+from models.encoder import Encoder, SessionSpec
+from models.nonlinearities import OUTPUTS
+from models.readouts.hierarchical import Fusion, HierarchicalReadout
+from models.shifter import Shifter
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class V1FMConfig:
+    """The Dynamic-V1FM encoder; the defaults are one of the 31 members of the published ensemble.
+
+    The 31 recipes are 31 settings of ``levels`` and ``fusion``: the 15 non-empty subsets of (2, 4, 8, 16)
+    with either fusion, and the plain Gaussian readout, ``levels=()``.
+
+    The paper draws a normalization in each block; the released code, which produced the published score,
+    has none (``block_norm``). The paper explains the second half of the ensemble by "feature enhancement
+    modules"; in the code both halves have the same nets per level and differ by ``fusion``. The defaults
+    follow the code.
+
+    Attributes:
+        clip_frames: frames of every clip, in training and prediction. The step of patch k predicts frame
+            ``warmup_frames + k``, so a clip gives predictions for its last ``clip_frames / patch[0]`` frames.
+        patch: frames, rows and columns of a patch.
+        channels: features of a token.
+        depth: blocks.
+        num_heads: attention heads of a block.
+        window: steps, rows and columns of an attention window.
+        shift: how far the windows are shifted, in every block.
+        mlp_channels: hidden features of a block's MLP behind its gate.
+        block_norm: "layer" puts a LayerNorm in front of attention and MLP.
+        dropout: rate for the features that attention and MLP return.
+        drop_path: rate at which a clip skips a branch of a block.
+        levels: coarse levels of the readout: at level f, every f neighboring neurons (by index) share
+            weights and position.
+        fusion: how the levels become one prediction: their mean, or a sum weighted per clip by a small net.
+        unused_levels: also build the parameters of all published levels that ``levels`` leaves out, as the
+            released code does; they change nothing but the count.
+        position_hidden: width of the net that predicts positions from cortical coordinates.
+        init_sigma: range of the position noise's factors at the start.
+        shifter_hidden: width of the shifter.
+        output: nonlinearity that makes rates.
+        checkpointing: keep only the blocks' inputs in training and compute the rest twice.
+
+    Source:
+        Turishcheva et al. 2024, arXiv:2407.09100, A.2; released code of Dynamic-VFM.
+    """
+
+    clip_frames: int = 30
+    patch: tuple[int, int, int] = (2, 2, 2)
+    channels: int = 224
+    depth: int = 4
+    num_heads: int = 4
+    window: tuple[int, int, int] = (8, 7, 7)
+    shift: tuple[int, int, int] = (4, 3, 3)
+    mlp_channels: int = 488
+    block_norm: BlockNorm = "none"
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    levels: tuple[int, ...] = (2, 4, 8, 16)
+    fusion: Fusion = "mean"
+    unused_levels: bool = False
+    position_hidden: int = 32
+    init_sigma: float = 0.2
+    shifter_hidden: int = 16
+    output: str = "elu_plus_one"
+    checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be built."""
+        self._check_numbers()
+        self._check_windows()
+        self._check_divisions()
+        self._check_levels()
+        for name, choices in (("block_norm", get_args(BlockNorm)), ("output", tuple(OUTPUTS))):
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}, but must be one of {', '.join(choices)}"
+                )
+
+    def _check_numbers(self) -> None:
+        counts = (
+            "clip_frames",
+            "channels",
+            "depth",
+            "num_heads",
+            "mlp_channels",
+            "position_hidden",
+            "shifter_hidden",
+        )
+        for name in counts:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1")
+        for name in ("dropout", "drop_path"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 0 and less than 1")
+        if self.init_sigma <= 0:
+            raise ValueError(f"init_sigma is {self.init_sigma}, but must be positive")
+
+    def _check_windows(self) -> None:
+        for name, least in (("patch", 1), ("window", 1), ("shift", 0)):
+            value = getattr(self, name)
+            if len(value) != 3 or any(size < least for size in value):
+                raise ValueError(f"{name} is {value}, but must be three numbers of at least {least}")
+        if any(shift >= window for shift, window in zip(self.shift, self.window, strict=True)):
+            raise ValueError(
+                f"shift is {self.shift}, but must be less than window, {self.window}, on each axis"
+            )
+
+    def _check_divisions(self) -> None:
+        if self.clip_frames % self.patch[0]:
+            raise ValueError(
+                f"clip_frames is {self.clip_frames}, but must be a multiple of patch[0], {self.patch[0]}"
+            )
+        if self.channels % self.num_heads:
+            raise ValueError(
+                f"channels is {self.channels}, but must be a multiple of num_heads, {self.num_heads}"
+            )
+        if self.channels % self.patch[0]:
+            raise ValueError(
+                f"channels is {self.channels}, but must be a multiple of patch[0], {self.patch[0]}: "
+                "the behavior of a patch's frames lies side by side in the channels"
+            )
+
+    def _check_levels(self) -> None:
+        if any(level < 2 for level in self.levels) or any(a >= b for a, b in pairwise(self.levels)):
+            raise ValueError(
+                f"levels is {self.levels}, but must be ascending numbers of at least 2 (level 1 is built in)"
+            )
+        if self.fusion not in get_args(Fusion):
+            raise ValueError(f"fusion is {self.fusion!r}, but must be one of {', '.join(get_args(Fusion))}")
+        if self.fusion == "adaptive" and not self.levels:
+            raise ValueError(
+                "fusion is 'adaptive', but must be 'mean' without coarse levels: there is nothing to weigh"
+            )
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of tokens in a clip, and frames it gives predictions for."""
+        return self.clip_frames // self.patch[0]
+
+    @property
+    def warmup_frames(self) -> int:
+        """Leading frames without a prediction."""
+        return self.clip_frames - self.num_steps
+
+    @property
+    def core(self) -> SwinConfig:
+        """What the core is made of."""
+        return SwinConfig(
+            channels=self.channels,
+            depth=self.depth,
+            num_heads=self.num_heads,
+            window=self.window,
+            shift=self.shift,
+            patch=self.patch,
+            mlp_channels=self.mlp_channels,
+            block_norm=self.block_norm,
+            dropout=self.dropout,
+            drop_path=self.drop_path,
+            checkpointing=self.checkpointing,
+        )
+
+    def build(self, sessions: Sequence[SessionSpec], frame_shape: tuple[int, int]) -> Encoder:
+        """Build the encoder; parameters are drawn from torch's current generator."""
+        core = SwinCore(self.core, frame_shape, clip_frames=self.clip_frames)
+        readouts = {
+            spec.session: HierarchicalReadout(
+                spec,
+                self.channels,
+                levels=self.levels,
+                fusion=self.fusion,
+                unused_levels=self.unused_levels,
+                hidden=self.position_hidden,
+                init_sigma=self.init_sigma,
+            )
+            for spec in sessions
+        }
+        return Encoder(
+            core,
+            readouts,
+            output=OUTPUTS[self.output](),
+            warmup_frames=self.warmup_frames,
+            shifters={spec.session: Shifter(self.shifter_hidden) for spec in sessions},
+        )

@@ -1,0 +1,87 @@
+"""Depthwise convolutions of channels-last features, in the forms that torch runs fast.
+
+Measured on two CPU cores for 488 channels on a 15 x 18 x 32 grid: torch's gradient of a depthwise
+``conv3d`` takes ten times as long as its forward pass. The gradient of the input is itself a convolution
+with the flipped kernel, and the gradient of the kernel is a sum of 2D ones, which torch has fast.
+"""
+
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+
+def depthwise3d(
+    features: Float[Tensor, "b t h w d"],
+    weight: Float[Tensor, "d 1 kt kh kw"],
+    bias: Float[Tensor, " d"] | None,
+) -> Float[Tensor, "b t h w d"]:
+    """Convolve every channel on its own, with zero padding that keeps the size; kernels have odd sizes."""
+    if features.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        result: Tensor = _Depthwise3d.apply(features, weight, bias)  # type: ignore[no-untyped-call]
+        return result
+    return _convolve(features, weight, bias)
+
+
+def _convolve(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    padding = [size // 2 for size in weight.shape[2:]]
+    channels_first = rearrange(features, "b t h w d -> b d t h w")
+    result = functional.conv3d(channels_first, weight, bias, padding=padding, groups=len(weight))
+    return rearrange(result, "b d t h w -> b t h w d")
+
+
+class _Depthwise3d(torch.autograd.Function):
+    """Depthwise convolution with gradients made of forward and of 2D convolutions."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(features, weight)
+        return _convolve(features, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor, Tensor | None]:
+        features, weight = ctx.saved_tensors
+        grad = grad_outputs[0].contiguous()
+        kernel = weight.to(grad.dtype)
+        grad_features = None
+        if ctx.needs_input_grad[0]:
+            grad_features = _convolve(grad, kernel.flip(2, 3, 4), None).to(features.dtype)
+        grad_weight = _grad_weight(features.to(grad.dtype), grad, kernel).to(weight.dtype)
+        grad_bias = grad.sum((0, 1, 2, 3)).to(weight.dtype) if ctx.needs_input_grad[2] else None
+        return grad_features, grad_weight, grad_bias
+
+
+def _grad_weight(features: Tensor, grad: Tensor, weight: Tensor) -> Tensor:
+    """Sum the 2D gradients of every clip and every frame offset of the kernel; frames outside are zero."""
+    num_frames, reach = features.shape[1], weight.shape[2] // 2
+    total = torch.zeros_like(weight)
+    for offset in range(-reach, reach + 1):
+        first, last = max(0, -offset), min(num_frames, num_frames - offset)
+        if first >= last:
+            continue
+        for clip, clip_grad in zip(features, grad, strict=True):
+            total[:, :, offset + reach] += _grad_weight_2d(
+                clip[first + offset : last + offset], clip_grad[first:last], weight[:, :, 0]
+            )
+    return total
+
+
+def _grad_weight_2d(features: Tensor, grad: Tensor, weight: Tensor) -> Tensor:
+    _, result, _ = torch.ops.aten.convolution_backward(
+        rearrange(grad, "t h w d -> t d h w"),
+        rearrange(features, "t h w d -> t d h w"),
+        weight,
+        None,
+        [1, 1],
+        [size // 2 for size in weight.shape[2:]],
+        [1, 1],
+        False,
+        [0, 0],
+        len(weight),
+        [False, True, False],
+    )
+    gradient: Tensor = result
+    return gradient
