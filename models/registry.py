@@ -2,14 +2,18 @@
 
 from difflib import get_close_matches
 
+from models.cores.dwiseneuro import DwiseNeuroConfig
 from models.cores.factorized import FactorizedConfig
 from models.cores.gru import GRUConfig
+from models.cores.v1fm import V1FMConfig
 from models.cores.vivit import ViViTConfig
 from models.encoder import ModelConfig
 
 MODELS: dict[str, type[ModelConfig]] = {
+    "dwiseneuro": DwiseNeuroConfig,
     "factorized": FactorizedConfig,
     "gru": GRUConfig,
+    "v1fm": V1FMConfig,
     "vivit": ViViTConfig,
 }
 """Configuration of each family; its defaults are the published settings."""
