@@ -14,7 +14,7 @@ LATENCY_FRAMES = 0.08 * FRAME_RATE_HZ
 LEAD_FRAMES = 10
 """Frames before a trial that its first sample looks at: two sample intervals and the latency, rounded up."""
 
-AMPLITUDE_SHAPE = 1.0
+AMPLITUDE_SHAPE = 1.25
 """Gamma shape of an event's amplitude, whose mean is 1 and variance 1 / shape."""
 SILENCE = 1e-9
 _SUBSAMPLES = 4

@@ -57,6 +57,7 @@ def draw_cells(
     *,
     frame_shape: tuple[int, int],
     complex_share: float,
+    events_per_second: float,
     generator: np.random.Generator,
 ) -> Cells:
     """Draw receptive fields and gains; neighbors in cortex see neighboring places.
@@ -65,6 +66,7 @@ def draw_cells(
         coordinates_um: cortical position of each neuron.
         frame_shape: height and width of the videos; sizes scale with the height.
         complex_share: share of complex cells.
+        events_per_second: median event rate of the cells.
         generator: source of randomness.
     """
     n = len(coordinates_um)
@@ -81,7 +83,7 @@ def draw_cells(
         phase=generator.uniform(0, 2 * np.pi, n),
         directionality=generator.beta(1.2, 1.8, n),
         is_complex=generator.random(n) < complex_share,
-        events_per_second=0.64 * np.exp(0.25 * generator.standard_normal(n) - 0.03),
+        events_per_second=events_per_second * np.exp(0.25 * generator.standard_normal(n)),
         scale=27 * np.exp(0.65 * generator.standard_normal(n)),
         modulation=modulation,
     )

@@ -119,6 +119,7 @@ class _Subject:
             self.coordinates_um,
             frame_shape=config.frame_shape,
             complex_share=config.complex_share,
+            events_per_second=config.events_per_second,
             generator=generator,
         )
         self.population = Population(cells, frame_shape=config.frame_shape)

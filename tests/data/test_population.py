@@ -31,7 +31,11 @@ FRAME = (36, 64)
 def make_cells(num_cells: int, *, seed: int = 0) -> Cells:
     generator = np.random.default_rng(seed)
     return draw_cells(
-        draw_coordinates(num_cells, generator), frame_shape=FRAME, complex_share=0.5, generator=generator
+        draw_coordinates(num_cells, generator),
+        frame_shape=FRAME,
+        complex_share=0.5,
+        events_per_second=0.6,
+        generator=generator,
     )
 
 
@@ -115,7 +119,9 @@ def test_normalization_makes_doubling_the_contrast_less_than_double_the_drive():
 def test_neighbors_in_cortex_see_neighboring_places_inside_the_frame():
     generator = np.random.default_rng(0)
     coordinates = draw_coordinates(2000, generator)
-    cells = draw_cells(coordinates, frame_shape=FRAME, complex_share=0.5, generator=generator)
+    cells = draw_cells(
+        coordinates, frame_shape=FRAME, complex_share=0.5, events_per_second=0.6, generator=generator
+    )
     assert np.corrcoef(coordinates[:, 0], cells.center_px[:, 1])[0, 1] > 0.8
     assert np.corrcoef(coordinates[:, 1], cells.center_px[:, 0])[0, 1] > 0.8
     assert cells.center_px.min() >= 5
