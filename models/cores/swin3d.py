@@ -12,10 +12,11 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from models.attention import biased_attention
-from models.depthwise3d import depthwise3d
+from models.depthwise3d import gated_depthwise3d
 from models.drop_path import DropPath
 from models.encoder import Core
-from models.transformer import SwiGLU, initialize_linear
+from models.pointwise import pointwise
+from models.transformer import initialize_linear
 from models.windows3d import WindowGroup, WindowLayout
 
 BlockNorm = Literal["none", "layer"]
@@ -93,7 +94,8 @@ class WindowAttention(nn.Module):
     def forward(self, tokens: Float[Tensor, "b t h w d"], layout: WindowLayout) -> Float[Tensor, "b t h w d"]:
         """Mix the tokens of each window."""
         grid = tokens.shape[1:4]
-        qkv = self.qkv(rearrange(tokens, "b t h w d -> b (t h w) d")).index_select(1, layout.order)
+        projected = pointwise(tokens, self.qkv.weight, self.qkv.bias)
+        qkv = rearrange(projected, "b t h w d -> b (t h w) d").index_select(1, layout.order)
         table = rearrange(self.position_bias, "offset head -> head offset")
         attended = torch.cat(
             [
@@ -102,9 +104,8 @@ class WindowAttention(nn.Module):
             ],
             dim=1,
         )
-        mixed = self.output(attended.index_select(1, layout.places))
-        result: Tensor = mixed.unflatten(1, grid)
-        return result
+        attended = attended.index_select(1, layout.places).unflatten(1, grid)
+        return pointwise(attended, self.output.weight, self.output.bias)
 
     def _attend(
         self, qkv: Float[Tensor, "b tokens d3"], group: nn.Module, table: Float[Tensor, "heads offsets"]
@@ -139,16 +140,14 @@ class GatedConvMLP(nn.Module):
     def __init__(self, channels: int, hidden: int) -> None:
         super().__init__()
         self.input = nn.Linear(channels, 2 * hidden)
-        self.gate = SwiGLU()
         self.convolution = nn.Conv3d(hidden, hidden, 3, padding=1, groups=hidden)
         self.output = nn.Linear(hidden, channels)
 
     def forward(self, tokens: Float[Tensor, "b t h w d"]) -> Float[Tensor, "b t h w d"]:
         """Transform every token, with a look at its 26 neighbors."""
-        hidden = self.gate(self.input(tokens))
-        hidden = depthwise3d(hidden, self.convolution.weight, self.convolution.bias)
-        result: Tensor = self.output(functional.gelu(hidden))
-        return result
+        hidden = pointwise(tokens, self.input.weight, self.input.bias)
+        hidden = gated_depthwise3d(hidden, self.convolution.weight, self.convolution.bias)
+        return pointwise(functional.gelu(hidden), self.output.weight, self.output.bias)
 
 
 class SwinBlock(nn.Module):

@@ -9,7 +9,7 @@ from torch.nn import functional
 from models.attention import biased_attention
 from models.cores.swin3d import GatedConvMLP, SwinConfig, SwinCore, WindowAttention
 from models.cores.v1fm import V1FMConfig
-from models.depthwise3d import depthwise3d
+from models.depthwise3d import gated_depthwise3d
 from models.encoder import SessionSpec
 from models.windows3d import OTHER_REGION_BIAS, WindowLayout, axis_windows, relative_position_index
 
@@ -158,24 +158,21 @@ def test_attention_in_many_chunks_is_attention(monkeypatch):
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 5, 6, 8), (1, 1, 2, 3, 4), (2, 2, 1, 1, 3)])
-def test_depthwise_convolution_and_its_gradients_are_those_of_conv3d(shape):
+def test_gated_depthwise_convolution_and_its_gradients_are_those_of_plain_layers(shape):
     torch.manual_seed(0)
-    inputs = [
-        torch.randn(size, dtype=torch.double, requires_grad=True)
-        for size in (shape, (shape[-1], 1, 3, 3, 3), (shape[-1],))
-    ]
+    channels = shape[-1]
+    sizes = ((*shape[:-1], 2 * channels), (channels, 1, 3, 3, 3), (channels,))
+    inputs = [torch.randn(size, dtype=torch.double, requires_grad=True) for size in sizes]
     features, weight, bias = inputs
-    ours = depthwise3d(features, weight, bias)
-    plain = functional.conv3d(features.movedim(-1, 1), weight, bias, padding=1, groups=shape[-1]).movedim(
-        1, -1
-    )
+    ours = gated_depthwise3d(features, weight, bias)
+    gated = features[..., :channels] * functional.silu(features[..., channels:])
+    plain = functional.conv3d(gated.movedim(-1, 1), weight, bias, padding=1, groups=channels).movedim(1, -1)
     torch.testing.assert_close(ours, plain, rtol=0, atol=1e-12)
+    with torch.no_grad():
+        torch.testing.assert_close(gated_depthwise3d(features, weight, bias), plain, rtol=0, atol=1e-12)
     direction = torch.randn_like(ours)
-    for a, b in zip(
-        torch.autograd.grad(ours, inputs, direction),
-        torch.autograd.grad(plain, inputs, direction),
-        strict=True,
-    ):
+    got = torch.autograd.grad(ours, inputs, direction)
+    for a, b in zip(got, torch.autograd.grad(plain, inputs, direction), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
 
