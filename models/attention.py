@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-CHUNK_BYTES = 8 * 2**20
+CHUNK_BYTES = 4 * 2**20
 """Attention weights worked on at a time on the CPU, so that they stay in its cache (2-10 MB are alike)."""
 
 
@@ -31,33 +31,36 @@ def biased_attention(
 
 
 class _ChunkedAttention(torch.autograd.Function):
+    """Attention over a few windows at a time; the weights are made again in the backward pass."""
+
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
-        attended = torch.empty_like(query)
+        attended = torch.empty(query.shape, dtype=query.dtype)
         for part in _chunks(query, bias):
             weights = _weights(query[part], key[part], bias)
-            attended[part] = torch.bmm(weights, value[part].flatten(0, 1)).unflatten(0, query[part].shape[:2])
-        ctx.save_for_backward(query, key, value, bias, attended)
+            torch.bmm(weights, value[part].flatten(0, 1), out=attended[part].flatten(0, 1))
+        ctx.save_for_backward(query, key, value, bias)
         return attended
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # type: ignore[override]
-        query, key, value, bias, attended = ctx.saved_tensors
-        grad_query, grad_key, grad_value = (torch.empty_like(x) for x in (query, key, value))
-        grad_bias = torch.zeros_like(bias)
-        scale = query.shape[-1] ** -0.5
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        query, key, value, bias = ctx.saved_tensors
+        grads = [torch.empty(x.shape, dtype=x.dtype) for x in (query, key, value)]
+        # Sums over windows, in which half precision would lose digits.
+        grad_bias = torch.zeros(bias.shape, dtype=torch.promote_types(bias.dtype, torch.float32))
         for part in _chunks(query, bias):
-            q, k, v, g = (x[part].flatten(0, 1) for x in (query, key, value, grad))
-            windows_heads = query[part].shape[:2]
+            q, k, v, grad = (x[part].flatten(0, 1) for x in (query, key, value, grad_outputs[0]))
+            grad_q, grad_k, grad_v = (x[part].flatten(0, 1) for x in grads)
             weights = _weights(query[part], key[part], bias)
-            # The softmax subtracts sum(weights * grad_weights) from its gradient, which is grad . attended.
-            total = (grad[part] * attended[part]).sum(-1, keepdim=True).flatten(0, 1)
-            grad_scores = torch.bmm(g, v.transpose(1, 2)).sub_(total).mul_(weights)
-            grad_value[part] = torch.bmm(weights.transpose(1, 2), g).unflatten(0, windows_heads)
-            grad_query[part] = torch.bmm(grad_scores, k).mul_(scale).unflatten(0, windows_heads)
-            grad_key[part] = torch.bmm(grad_scores.transpose(1, 2), q).mul_(scale).unflatten(0, windows_heads)
-            grad_bias += grad_scores.unflatten(0, windows_heads).sum(0)
-        return grad_query, grad_key, grad_value, grad_bias
+            torch.bmm(weights.mT, grad, out=grad_v)
+            grad_scores = torch.ops.aten._softmax_backward_data(
+                torch.bmm(grad, v.mT), weights, -1, weights.dtype
+            )
+            torch.bmm(grad_scores, k, out=grad_q)
+            torch.bmm(grad_scores.mT, q, out=grad_k)
+            grad_bias += grad_scores.unflatten(0, (-1, len(bias))).sum(0)
+        scale = query.shape[-1] ** -0.5
+        return grads[0].mul_(scale), grads[1].mul_(scale), grads[2], grad_bias.to(bias.dtype)
 
 
 def _chunks(query: Tensor, bias: Tensor) -> list[slice]:
@@ -66,8 +69,9 @@ def _chunks(query: Tensor, bias: Tensor) -> list[slice]:
 
 
 def _weights(query: Tensor, key: Tensor, bias: Tensor) -> Tensor:
-    offsets = bias.expand(query.shape[0], *bias.shape).flatten(0, 1)
-    scores = torch.baddbmm(
-        offsets, query.flatten(0, 1), key.flatten(0, 1).transpose(1, 2), alpha=query.shape[-1] ** -0.5
-    )
+    """Return the softmax over keys, windows and heads in one axis."""
+    q, k = query.flatten(0, 1), key.flatten(0, 1)
+    # With beta=0 the first argument is never read: a product and its scale in one go.
+    scores = torch.baddbmm(q.new_empty(1), q, k.mT, beta=0, alpha=query.shape[-1] ** -0.5)
+    scores.unflatten(0, query.shape[:2]).add_(bias)
     return scores.softmax(-1)
