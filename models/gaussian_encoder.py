@@ -1,7 +1,7 @@
 """What the encoders with plain Gaussian readouts have in common: readouts, shifters and their settings."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from models.checks import require, require_choice
 from models.encoder import Core, Encoder, SessionSpec
@@ -11,6 +11,7 @@ from models.readouts.gaussian import GaussianReadout
 from models.shifter import Shifter
 
 
+@runtime_checkable
 class GaussianEncoderConfig(Protocol):
     """The settings beside those of the core.
 

@@ -86,7 +86,7 @@ def test_another_format_is_refused(tmp_path):
     save_checkpoint(folder, state(), info())
     described = json.loads((folder / "checkpoint.json").read_text()) | {"format": 99}
     (folder / "checkpoint.json").write_text(json.dumps(described))
-    with pytest.raises(CheckpointError, match="format of .* is 99, but this version reads 1"):
+    with pytest.raises(CheckpointError, match=r"format of .* is 99, but this version reads 1"):
         read_info(folder)
 
 
