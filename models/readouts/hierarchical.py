@@ -48,9 +48,15 @@ class Level(nn.Module):
 
     def forward(self, read: Float[Tensor, "f pseudo"]) -> Float[Tensor, "f n"]:
         """Refine what the pseudo-neurons read and hand it out to their neurons."""
-        refined = rearrange(self.refine(rearrange(read, "f pseudo -> f pseudo 1")), "f pseudo 1 -> f pseudo")
-        result: Tensor = refined.index_select(1, self.members)
-        return result
+        refined: Tensor = rearrange(
+            self.refine(rearrange(read, "f pseudo -> f pseudo 1")), "f pseudo 1 -> f pseudo"
+        )
+        if refined.shape[1] == 1:
+            # torch's compiler has no gradient for an index into a single entry.
+            refined = refined.expand(-1, len(self.members))
+        else:
+            refined = refined.index_select(1, self.members)
+        return refined
 
 
 class MeanFusion(nn.Module):
