@@ -19,7 +19,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from benchmarks.model_measurement import PUBLISHED_FRAMES, Request, ask  # noqa: E402
+from benchmarks.straightforward.measurement import PUBLISHED_FRAMES, Request, ask  # noqa: E402
 
 COLUMNS = (
     "model",
