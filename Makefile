@@ -16,7 +16,7 @@ help:
 # Installed once; again only when the dependencies change.
 $(STAMP): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,movies]'
 	@touch $@
 
 setup: $(STAMP)  ## create .venv and install

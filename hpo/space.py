@@ -19,7 +19,7 @@ class Suggestions(Protocol):
     def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
         """Return a number in [low, high]."""
 
-    def suggest_categorical(self, name: str, choices: Any) -> Any:  # noqa: ANN401 - as in Optuna
+    def suggest_categorical(self, name: str, choices: Any) -> Any:
         """Return one of the choices."""
 
 

@@ -109,6 +109,11 @@ class DwiseNeuroConfig:
             cortex_drop_path=self.cortex_drop_path,
         )
 
+    @property
+    def causal(self) -> bool:
+        """Whether the prediction of a frame uses nothing of later frames: no, it sees the clip."""
+        return False
+
     def build(self, sessions: Sequence[SessionSpec], frame_shape: tuple[int, int]) -> Encoder:
         """Build the encoder; parameters are drawn from torch's current generator."""
         core = DepthwiseCore(self.core, frame_shape, canvas=self.canvas)

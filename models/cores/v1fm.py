@@ -167,6 +167,11 @@ class V1FMConfig:
             checkpointing=self.checkpointing,
         )
 
+    @property
+    def causal(self) -> bool:
+        """Whether the prediction of a frame uses nothing of later frames: no, it sees the clip."""
+        return False
+
     def build(self, sessions: Sequence[SessionSpec], frame_shape: tuple[int, int]) -> Encoder:
         """Build the encoder; parameters are drawn from torch's current generator."""
         core = SwinCore(self.core, frame_shape, clip_frames=self.clip_frames)

@@ -63,7 +63,7 @@ def test_an_object_in_a_checkpoint_is_never_unpickled(tmp_path):
     described["sha256"] = sha256_of(folder / "state.pt")
     (folder / "checkpoint.json").write_text(json.dumps(described))
     assert saved.sha256 != described["sha256"]
-    with pytest.raises(Exception, match="weights_only|Unsupported"):
+    with pytest.raises(Exception, match=r"weights_only|Unsupported"):
         load_checkpoint(folder)
 
 
