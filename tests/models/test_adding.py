@@ -41,6 +41,6 @@ def test_the_example_of_the_page_trains_a_step(tmp_path, monkeypatch):
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
-    assert estimate_cost(config, [spec], (2, 10, 9, 12), training=True).parameters == sum(
+    assert estimate_cost(config, {"mouse": 4}, (2, 10, 9, 12), training=True).parameters == sum(
         parameter.numel() for parameter in encoder.parameters()
     )
