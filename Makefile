@@ -22,7 +22,6 @@ $(STAMP): pyproject.toml
 setup: $(STAMP)  ## create .venv and install
 
 search: $(STAMP)  ## run the main job: the ViViT search, on simulated recordings when none are given
-	@test -f hpo/search.py || { echo 'The search does not exist yet: hpo/search.py is still to be built.' >&2; exit 1; }
 	$(BIN)/python hpo/search.py vivit $(ARGS)
 
 test: $(STAMP)  ## run the tests

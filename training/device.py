@@ -2,7 +2,6 @@
 
 import os
 import resource
-import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -23,8 +22,7 @@ class ComputeConfig:
         tf32: let CUDA use TF32 in fp32 matrix products.
         compile: compile the encoder with ``torch.compile``.
         deterministic: refuse operations whose result depends on timing.
-        micro_batch: clips computed at once; None fits them into the free memory.
-        memory_fraction: share of the free memory that one micro-batch may be predicted to take.
+        micro_batch: clips of a session computed at once; None computes the whole batch.
     """
 
     device: str = "auto"
@@ -33,7 +31,6 @@ class ComputeConfig:
     compile: bool = False
     deterministic: bool = False
     micro_batch: int | None = None
-    memory_fraction: float = 0.8
 
     def __post_init__(self) -> None:
         """Refuse what cannot work."""
@@ -41,8 +38,6 @@ class ComputeConfig:
             raise ValueError(
                 f"micro_batch is {self.micro_batch}, but must be at least 1 (or none: automatic)"
             )
-        if not 0 < self.memory_fraction <= 1:
-            raise ValueError(f"memory_fraction is {self.memory_fraction}, but must be in (0, 1]")
 
 
 def resolve_device(name: str, *, local_rank: int = 0) -> torch.device:
@@ -92,34 +87,6 @@ def autocast(config: ComputeConfig, device: torch.device) -> AbstractContextMana
         return nullcontext()
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float16
     return torch.autocast(device.type, dtype=dtype)
-
-
-def free_memory_bytes(device: torch.device) -> int:
-    """Return the memory a run may still take on its device."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        # What the caching allocator holds but does not use is free to us.
-        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(free + held)
-    with open("/proc/meminfo", encoding="ascii") as file:  # noqa: PTH123 - not a file of ours
-        for line in file:
-            if line.startswith("MemAvailable:"):
-                return min(int(line.split()[1]) * 1024, _cgroup_free_bytes())
-    return sys.maxsize
-
-
-def _cgroup_free_bytes() -> int:
-    # In a container the machine's free memory is not ours; both cgroup layouts name the limit and the use.
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        try:
-            with open(limit, encoding="ascii") as one, open(used, encoding="ascii") as two:  # noqa: PTH123
-                return max(int(one.read()) - int(two.read()), 0)
-        except (OSError, ValueError):
-            continue
-    return sys.maxsize
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -167,6 +167,10 @@ DEMO: dict[str, dict[str, Any]] = {
         "model.spatial_patch_stride": 5,
         "model.temporal_patch_size": 10,
         "model.temporal_patch_stride": 2,
+        "model.position_sigma": 0.1,
+        # With few training clips the released scaling divides by almost nothing.
+        "normalization.video.center": "min",
+        "normalization.video.scale": "range",
         "loader.clip_frames": 60,
         "loader.batch_size": 4,
         "epochs": 20,

@@ -8,7 +8,7 @@ from pathlib import Path
 EXAMPLES = """examples:
   python training/train.py vivit --recordings DIR
   python training/train.py factorized --recordings DIR --set model.channels=16,32 --set epochs=50 --seed 7
-  python training/train.py v1fm --recordings DIR --workers 2 --gpus-per-worker 1
+  torchrun --nproc-per-node 2 training/train.py v1fm --recordings DIR
   python training/train.py vivit --recordings DIR --resume runs/vivit-42
   python training/train.py --sync-tracking
 
@@ -54,8 +54,6 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     where.add_argument("--name", help="name of the run (default: model and seed)")
     where.add_argument("--resume", type=Path, metavar="RUN", help="go on with an interrupted run, exactly")
     where.add_argument("--cache", type=Path, help="for converted recordings (default: RUNS/cache)")
-    where.add_argument("--workers", type=int, default=1, help="processes that share each batch (default: 1)")
-    where.add_argument("--gpus-per-worker", type=int, help="GPUs of each process (default: 1 if any)")
     where.add_argument("--experiment", default="single-runs", help="MLflow experiment (default: single-runs)")
     where.add_argument("--no-tracking", action="store_true", help="do not record the run in MLflow")
     where.add_argument(

@@ -53,6 +53,7 @@ class ViViTConfig:
             planes; "none" leaves them to the readout.
         readout_behavior: let a small net of the four signals shift the features every neuron reads.
         shifter: shift the readout with the pupil's center.
+        position_sigma: range of the position noise's factors at the start.
         output: nonlinearity that makes rates.
         max_frames: longest clip; fixes how many learnable time codes there are.
         checkpointing: keep only the blocks' inputs in training and compute the rest twice.
@@ -82,6 +83,7 @@ class ViViTConfig:
     behavior: Literal["none", "channels"] = "channels"
     readout_behavior: bool = True
     shifter: bool = True
+    position_sigma: float = 1.0
     output: str = "exponential"
     max_frames: int = 300
     checkpointing: bool = False
@@ -144,7 +146,10 @@ class ViViTConfig:
         """Build the encoder; parameters are drawn from torch's current generator."""
         core = ViViTCore(self, frame_shape)
         readout = BehaviorGaussianReadout if self.readout_behavior else GaussianReadout
-        readouts = {spec.session: readout(spec, core.out_channels) for spec in sessions}
+        readouts = {
+            spec.session: readout(spec, core.out_channels, init_sigma=self.position_sigma)
+            for spec in sessions
+        }
         return Encoder(
             core,
             readouts,

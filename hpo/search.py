@@ -1,0 +1,57 @@
+"""Search hyperparameters: ``python hpo/search.py vivit``."""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+EXAMPLES = """examples:
+  python hpo/search.py vivit                                      20 small runs on simulated recordings
+  python hpo/search.py vivit --recordings store/ --scale full --runs 40 --max-epochs 60
+  python hpo/search.py vivit --set model.num_heads=4 --narrow optimizer.core_lr=0.001:0.01
+  python hpo/search.py vivit                                      again: goes on where it was interrupted
+
+exit codes: 0 done, 1 every run failed, 2 wrong use, 130 interrupted (the same command goes on)
+"""
+
+
+def parse_arguments(arguments: list[str]) -> argparse.Namespace:
+    """Read the command line; nothing heavy is imported before this is done."""
+    parser = argparse.ArgumentParser(
+        description="Search the hyperparameters of a model family with TPE and Hyperband.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("space", help="model family whose space is searched: vivit")
+    what = parser.add_argument_group("what to search")
+    what.add_argument("--recordings", nargs="+", type=Path, metavar="DIR", help="default: simulated ones")
+    what.add_argument("--scale", choices=("full", "demo"), help="default: full with --recordings, else demo")
+    what.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="pin a hyperparameter")
+    what.add_argument("--narrow", action="append", default=[], metavar="NAME=LO:HI", help="narrow its range")
+    what.add_argument("--select-on", choices=("holdout", "oracle"), default="holdout")
+    how = parser.add_argument_group("how")
+    how.add_argument("--runs", type=int, default=20, help="runs in all; raising it extends a study")
+    how.add_argument("--pruner", default="hyperband", help="hyperband, median, asha or none")
+    how.add_argument("--min-epochs", type=int, help="default: a ninth of --max-epochs, at least 1")
+    how.add_argument("--max-epochs", type=int, help="default: 9 at demo scale, 60 at full")
+    how.add_argument("--reduction", type=int, default=3, help="one of so many runs survives a rung")
+    how.add_argument("--seed", type=int, default=0, help="of the proposals and of all runs")
+    how.add_argument("--time-budget", type=float, metavar="MINUTES", help="start no run after this time")
+    where = parser.add_argument_group("where")
+    where.add_argument("--root", type=Path, default=Path("runs"), help="folder of studies (default: runs)")
+    where.add_argument("--name", help="name of the study (default: space and scale)")
+    where.add_argument("--fresh", action="store_true", help="archive the study of this name, start anew")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command line; return the exit code."""
+    parsed = parse_arguments(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    from hpo.command import search_command
+
+    return search_command(parsed)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
