@@ -180,9 +180,7 @@ class Study:
     def _require_feasible(self, total: int) -> None:
         infeasible = sum(is_infeasible(trial) for trial in self._study.get_trials(deepcopy=False))
         if infeasible > max(100, 10 * total):
-            raise StudyError(
-                f"{infeasible} points of study {self.folder} cannot be run: pin or narrow fewer hyperparameters"
-            )
+            raise StudyError(f"{infeasible} points of study {self.folder} cannot be run: pin or narrow less")
 
     def _counted(self) -> int:
         # An infeasible point takes nobody's place.
