@@ -9,19 +9,6 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def sample(features: Float[Tensor, "f d h w"], positions: Float[Tensor, "f n 2"]) -> Float[Tensor, "f n d"]:
-    """Read every channel at every position: bilinear between pixels, zero outside of the map.
-
-    Args:
-        features: feature maps of frames.
-        positions: column and row of each neuron; -1 and 1 are the centers of the first and last pixel.
-    """
-    sampled = functional.grid_sample(
-        features.to(positions.dtype), rearrange(positions, "f n xy -> f n 1 xy"), align_corners=True
-    )
-    return rearrange(sampled, "f d n 1 -> f n d")
-
-
 def sample_and_dot(
     features: Float[Tensor, "f d h w"],
     positions: Float[Tensor, "f n 2"] | Float[Tensor, "n 2"],
@@ -29,13 +16,15 @@ def sample_and_dot(
 ) -> Float[Tensor, "f n"]:
     """Read the features at each neuron's position and weight them with the neuron's weights.
 
-    Equal to ``(sample(features, positions) * weights.T).sum(-1)``, but nothing of size
-    (frames, neurons, channels) is ever stored: a neuron's four pixels are multiplied with its weights
-    where they are, and only the four products are kept for the gradients.
+    Between pixels the features are interpolated bilinearly, outside of the map they are zero, as with
+    ``grid_sample(..., align_corners=True)``. But nothing of size (frames, neurons, channels) is ever
+    stored: a neuron's four pixels are multiplied with its weights where they are, and only the four
+    products are kept for the gradients.
 
     Args:
         features: feature maps of frames.
-        positions: column and row of each neuron as in :func:`sample`; without frame axis, the same in all.
+        positions: column and row of each neuron, -1 and 1 at the centers of the first and last pixel;
+            without frame axis, the same in all frames.
         weights: one weight per channel and neuron; its precision is the precision of the result.
     """
     num_frames, _, height, width = features.shape
