@@ -33,11 +33,11 @@ MEBIBYTE = 2**20
 RETURN_AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
 
 CLIPS = {
-    "factorized": (2, 60, 36, 64),
-    "gru": (1, 20, 36, 64),
-    "vivit": (1, 60, 36, 64),
-    "v1fm": (2, 30, 36, 64),
-    "dwiseneuro": (1, 16, 36, 64),
+    "factorized": (4, 60, 36, 64),
+    "gru": (2, 24, 36, 64),
+    "vivit": (2, 60, 36, 64),
+    "v1fm": (4, 30, 36, 64),
+    "dwiseneuro": (2, 16, 36, 64),
 }
 """Clips, frames, rows and columns; a family that is not here gets the first one."""
 
@@ -50,7 +50,7 @@ VARIATIONS: dict[str, list[dict[str, Any]]] = {
         {"hidden_spatial_kernel": 3},
         {"input_spatial_kernel": 7, "hidden_temporal_kernel": 7},
     ],
-    "gru": [{}],
+    "gru": [{}, {"gru_channels": 32}, {"num_layers": 2}, {"features": 4}, {"gru_recurrent_kernel": 5}],
     "vivit": [
         {},
         {"checkpointing": True},

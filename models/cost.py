@@ -6,6 +6,7 @@ refers to it: the trace allocates and frees what a real run does, also under gra
 chunked kernels and in models that do not exist yet. Nothing is computed; a trace takes about a second.
 """
 
+import math
 import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -122,6 +123,7 @@ class _Trace(TorchDispatchMode):
 
     def __init__(self, existing: Iterable[Tensor]) -> None:
         super().__init__()
+        self._has_half_convolutions = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
         self.flops = 0
         self.peak_bytes = 0
         self._bytes = 0
@@ -137,6 +139,8 @@ class _Trace(TorchDispatchMode):
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
                 self._see(tensor)
+        if not self._has_half_convolutions:
+            self.peak_bytes = max(self.peak_bytes, self._bytes + _columns_bytes(func, args, result=result))
         self.flops += _flops(func, args, kwargs, result=result)
         return result
 
@@ -153,6 +157,21 @@ class _Trace(TorchDispatchMode):
     def _forget(self, key: int, num_bytes: int) -> None:
         self._alive.discard(key)
         self._bytes -= num_bytes
+
+
+def _columns_bytes(func: Any, args: tuple[Any, ...], *, result: Any) -> int:
+    """Return what a half-precision convolution takes on processors without one: each output's input patch."""
+    packet = func.overloadpacket
+    if packet is torch.ops.aten.convolution:
+        out, maps, weight = result, *args[:2]
+    elif packet is torch.ops.aten.convolution_backward:
+        out, maps, weight = args[:3]
+    else:
+        return 0
+    if maps.dtype == torch.float32 or math.prod(weight.shape[2:]) == 1:
+        return 0
+    num_outputs = int(out.numel()) // int(out.shape[1])
+    return int(num_outputs * math.prod(weight.shape[1:]) * maps.element_size())
 
 
 def _flops(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], *, result: Any) -> int:

@@ -5,9 +5,14 @@ import pytest
 import torch
 from torch import nn
 
+from models.cores.dwiseneuro import DwiseNeuroConfig
+from models.cores.factorized import FactorizedConfig
+from models.cores.gru import GRUConfig
+from models.cores.v1fm import V1FMConfig
 from models.cores.vivit import ViViTConfig
 from models.cost import estimate_cost
 from models.encoder import Core, Encoder, Readout, SessionSpec
+from models.registry import MODELS
 
 NEW_MICE = (7863, 7908, 8202, 7939, 8122)
 OLD_MICE = (7440, 7928, 8285, 7671, 7495)
@@ -98,6 +103,32 @@ def test_the_published_vivit_costs_what_the_published_numbers_say():
     assert cost.flops / 1e9 == pytest.approx(485.9 - 0.8 * 69.2, rel=0.002)
 
 
+SMALL = {
+    "factorized": FactorizedConfig(channels=(3, 4), input_temporal_kernel=3, hidden_temporal_kernel=3),
+    "gru": GRUConfig(num_layers=2, features=2, num_rotations=4, gru_channels=3),
+    "vivit": ViViTConfig(embedding_dim=8, temporal_patch_size=3, num_heads=2, head_dim=4, ff_dim=8),
+    "v1fm": V1FMConfig(clip_frames=12, channels=8, depth=2, num_heads=2, mlp_channels=6),
+    "dwiseneuro": DwiseNeuroConfig(
+        canvas=(24, 24),
+        stem_channels=8,
+        channels=(8, 12),
+        strides=(2, 1),
+        squeeze=4,
+        cortex_channels=(16, 32),
+    ),
+}
+
+
+def spec_of(num_neurons):
+    generator = torch.Generator().manual_seed(0)
+    return SessionSpec(
+        session="a",
+        num_neurons=num_neurons,
+        coordinates_um=torch.randn(num_neurons, 3, generator=generator),
+        mean_response=torch.ones(num_neurons),
+    )
+
+
 def vivit(**changes):
     return ViViTConfig(**({"spatial_depth": 2, "temporal_depth": 2, "max_frames": 60} | changes))
 
@@ -131,6 +162,18 @@ def test_estimating_draws_no_random_numbers_and_leaves_no_trace():
     estimate_cost(SquaringConfig(), {"a": 5}, CLIP, training=True)
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.randn(3).device.type == "cpu"
+
+
+@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize("training", [True, False])
+def test_an_estimate_neither_disturbs_a_real_run_nor_is_disturbed_by_one(family, training):
+    config, clip_shape = SMALL[family], (1, 12, 20, 24)
+    first = estimate_cost(config, {"a": 5}, clip_shape, training=training)
+    encoder = config.build([spec_of(5)], clip_shape[2:])
+    inputs = torch.randn(1, 1, *clip_shape[1:]), torch.randn(1, 2, 12), torch.randn(1, 2, 12)
+    assert torch.isfinite(encoder(*inputs, session="a")).all()
+    assert sum(p.numel() for p in encoder.parameters() if p.requires_grad) == first.parameters
+    assert estimate_cost(config, {"a": 5}, clip_shape, training=training) == first
 
 
 def test_what_the_model_refuses_and_unknown_precisions_are_refused():
