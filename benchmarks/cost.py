@@ -18,15 +18,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-from rich.console import Console
-from rich.table import Table
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+# This folder is first on the path of a script, and models.py in it would be found in place of the package.
+sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from models.cost import DTYPES, estimate_cost
-from models.encoder import Encoder, SessionSpec
-from models.registry import MODELS, make_model
+import torch  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.table import Table  # noqa: E402
+from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+
+from models.cost import DTYPES, estimate_cost  # noqa: E402
+from models.encoder import Encoder, SessionSpec  # noqa: E402
+from models.registry import MODELS, make_model  # noqa: E402
 
 NUM_NEURONS = 4000
 MEBIBYTE = 2**20

@@ -93,6 +93,7 @@ class _FourierRecurrence(torch.autograd.Function):
     """
 
     @staticmethod
+    @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.float32)  # type: ignore[untyped-decorator]
     def forward(
         ctx: Any,
         steps: Float[Tensor, "t b d3 h w"],
@@ -124,6 +125,7 @@ class _FourierRecurrence(torch.autograd.Function):
         return states
 
     @staticmethod
+    @torch.amp.custom_bwd(device_type="cpu")  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         activations, states, update_and_reset, candidate = ctx.saved_tensors
         plan, channels = ctx.plan, len(candidate)

@@ -71,8 +71,8 @@ def estimate_cost(
         encoder._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
         clips = _clips(clip_shape)
         trace = _Trace([*encoder.parameters(), *encoder.buffers(), *clips])
-        with trace, torch.autocast("cpu", DTYPES[dtype], enabled=dtype != "float32"):
-            flops = _run(encoder.train(training), clips, session=largest, trace=trace)
+        with trace:
+            flops = _run(encoder.train(training), clips, session=largest, dtype=dtype, trace=trace)
         # Gradients of other sessions' readouts come from other clips, but share the step.
         missing = [p for p in encoder.parameters() if p.requires_grad and p.grad is None]
         optimizer = 8 * parameters + 4 * sum(p.numel() for p in missing) if training else 0
@@ -101,10 +101,11 @@ def _clips(clip_shape: tuple[int, int, int, int]) -> tuple[Tensor, Tensor, Tenso
     return video, torch.empty(num_clips, 2, num_frames), torch.empty(num_clips, 2, num_frames)
 
 
-def _run(encoder: Encoder, clips: Iterable[Tensor], *, session: str, trace: "_Trace") -> int:
+def _run(encoder: Encoder, clips: Iterable[Tensor], *, session: str, dtype: str, trace: "_Trace") -> int:
     """Run one step as training does it, and return the FLOPs of its forward pass."""
     with torch.set_grad_enabled(encoder.training):
-        predicted = encoder(*clips, session=session)
+        with torch.autocast("cpu", DTYPES[dtype], enabled=dtype != "float32"):
+            predicted = encoder(*clips, session=session)
         flops = trace.flops
         if encoder.training:
             responses = torch.empty_like(predicted)

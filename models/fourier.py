@@ -159,9 +159,13 @@ def prefers_fourier(device: torch.device, kernel: int) -> bool:
 
 
 class _FourierConv2d(torch.autograd.Function):
-    """Keeps maps and kernels for the backward pass and none of the spectra, which are larger."""
+    """Keeps maps and kernels for the backward pass and none of the spectra, which are larger.
+
+    Autocast is off inside: torch has no spectra of bfloat16.
+    """
 
     @staticmethod
+    @torch.amp.custom_fwd(device_type="cpu", cast_inputs=torch.float32)  # type: ignore[untyped-decorator]
     def forward(
         ctx: Any, maps: Float[Tensor, "n c h w"], kernels: Float[Tensor, "d c k k"], padding: int
     ) -> Float[Tensor, "n d h_out w_out"]:
@@ -176,6 +180,7 @@ class _FourierConv2d(torch.autograd.Function):
         return out
 
     @staticmethod
+    @torch.amp.custom_bwd(device_type="cpu")  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         maps, kernels = ctx.saved_tensors
         grad_maps = grad_kernels = None

@@ -187,3 +187,27 @@ def test_settings_that_cannot_work_are_refused(settings, message):
 def test_frames_smaller_than_the_kernel_are_refused():
     with pytest.raises(ValueError, match=r"frame_shape is \(8, 64\), but must be more than 8"):
         GRUConfig().build([], (8, 64))
+
+
+def test_autocast_leaves_the_fourier_transform_in_full_precision():
+    maps, kernels = torch.randn(1, 2, 9, 9, requires_grad=True), torch.randn(3, 2, 7, 7, requires_grad=True)
+    expected = functional.conv2d(maps, kernels)
+    with torch.autocast("cpu", torch.bfloat16):
+        convolved = fourier_conv2d(maps, kernels)
+        torch.testing.assert_close(convolved, expected, rtol=1e-4, atol=1e-4)
+        # A backward pass within autocast is unusual, but nothing forbids it.
+        gradients = torch.autograd.grad(convolved.sum(), (maps, kernels))
+    for gradient, truth in zip(gradients, torch.autograd.grad(expected.sum(), (maps, kernels)), strict=True):
+        torch.testing.assert_close(gradient, truth, rtol=1e-4, atol=1e-4)
+
+
+def test_a_gru_with_published_kernels_learns_under_autocast():
+    torch.manual_seed(0)
+    gru = ConvGRU(2, 3, input_kernel=9, recurrent_kernel=9)
+    maps = torch.randn(1, 2, 4, 6, 7)
+    expected = gru(maps)
+    with torch.autocast("cpu", torch.bfloat16):
+        states = gru(maps)
+    torch.testing.assert_close(states.float(), expected, rtol=0.05, atol=0.02)
+    states.sum().backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in gru.parameters())
