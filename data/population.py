@@ -58,6 +58,9 @@ def draw_cells(
     frame_shape: tuple[int, int],
     complex_share: float,
     events_per_second: float,
+    cycles_per_px: float = 0.12,
+    map_spread_px: tuple[float, float] = (7.0, 12.0),
+    scatter: float = 0.4,
     generator: np.random.Generator,
 ) -> Cells:
     """Draw receptive fields and gains; neighbors in cortex see neighboring places.
@@ -67,16 +70,25 @@ def draw_cells(
         frame_shape: height and width of the videos; sizes scale with the height.
         complex_share: share of complex cells.
         events_per_second: median event rate of the cells.
+        cycles_per_px: median preferred spatial frequency, per pixel of a 36 x 64 frame.
+        map_spread_px: standard deviation of the map, rows and columns of a 36 x 64 frame.
+        scatter: part of the centers' spread that the map leaves open, in standard deviations of the map.
         generator: source of randomness.
     """
     n = len(coordinates_um)
     pixel = frame_shape[0] / _FULL_HEIGHT_PX
-    cycles = np.clip(0.12 * np.exp(0.35 * generator.standard_normal(n)), 0.05, 0.25) / pixel
+    cycles = np.clip(cycles_per_px * np.exp(0.35 * generator.standard_normal(n)), 0.05, 0.25) / pixel
     # Running about doubles V1 rates (Niell & Stryker 2010); pupil adds to it (Reimer et al. 2014); the hidden
     # slow gain makes the noise correlations (Ecker et al. 2014).
     modulation = generator.normal((0.6, 0.1, 0.2), (0.3, 0.1, 0.1), (n, 3))
     return Cells(
-        center_px=_centers(coordinates_um, frame_shape=frame_shape, generator=generator),
+        center_px=_centers(
+            coordinates_um,
+            frame_shape=frame_shape,
+            map_spread_px=map_spread_px,
+            scatter=scatter,
+            generator=generator,
+        ),
         sigma_px=0.45 / cycles,
         cycles_per_px=cycles,
         direction=generator.uniform(0, 2 * np.pi, n),
@@ -198,15 +210,20 @@ def temporal_matrices(num_frames: int) -> Float32[np.ndarray, "2 t t"]:
 
 
 def _centers(
-    coordinates_um: Float[np.ndarray, "n 3"], *, frame_shape: tuple[int, int], generator: np.random.Generator
+    coordinates_um: Float[np.ndarray, "n 3"],
+    *,
+    frame_shape: tuple[int, int],
+    map_spread_px: tuple[float, float],
+    scatter: float,
+    generator: np.random.Generator,
 ) -> Float[np.ndarray, "n 2"]:
-    """Map cortex to screen linearly, with scatter: centers spread 7 x 12 pixels and stay off the edge."""
+    """Map cortex to screen linearly, with scatter: centers spread as told and stay off the edge."""
     size = np.array(frame_shape)
     pixel = frame_shape[0] / _FULL_HEIGHT_PX
     place = coordinates_um[:, 1::-1] - coordinates_um[:, 1::-1].mean(axis=0)
     place = place / np.maximum(place.std(axis=0), 1.0)
-    place = 0.9 * place + 0.4 * generator.standard_normal(place.shape)
-    center = (size - 1) / 2 + pixel * np.array([7.0, 12.0]) * place
+    place = 0.9 * place + scatter * generator.standard_normal(place.shape)
+    center = (size - 1) / 2 + pixel * np.array(map_spread_px) * place
     margin = 5 * pixel
     clipped: Float[np.ndarray, "n 2"] = np.clip(center, margin, size - 1 - margin)
     return clipped

@@ -120,6 +120,9 @@ class _Subject:
             frame_shape=config.frame_shape,
             complex_share=config.complex_share,
             events_per_second=config.events_per_second,
+            cycles_per_px=config.cycles_per_px,
+            map_spread_px=config.map_spread_px,
+            scatter=config.retinotopic_scatter,
             generator=generator,
         )
         self.population = Population(cells, frame_shape=config.frame_shape)

@@ -69,6 +69,7 @@ class Video:
         number: its number among the set's videos of this class.
         seed: the simulation's seed.
         num_frames: length of a natural clip; other classes have as many whole segments as fit best.
+        spectrum_exponent: power of a natural clip falls with this power of spatial frequency.
     """
 
     video_id: str
@@ -77,6 +78,8 @@ class Video:
     number: int
     seed: int
     num_frames: int
+    spectrum_exponent: float = 2.95
+    """Gives the measured log-log slope of power over 36 x 64 Fourier bins, -2.7 (all mice within 0.03)."""
 
     def generator(self, *purpose: int) -> np.random.Generator:
         """Make the generator of one purpose (0: cuts, 1 and a segment's number: that segment)."""
@@ -141,6 +144,8 @@ def draw_segment(
     if video.stimulus is Stimulus.IMAGES and segment % 2 == 1:
         return np.full((num_frames, *frame_shape), GREY, np.float32)
     generator = video.generator(1, segment)
+    if video.stimulus is Stimulus.MOVIE:
+        return _natural_movie(num_frames, frame_shape, generator, exponent=video.spectrum_exponent)
     return DRAW[video.stimulus](num_frames, frame_shape, _condition(video, segment), generator)
 
 
@@ -213,8 +218,6 @@ def _moving_noise(
     return np.fft.irfft2(coefficients, s=shape, axes=(1, 2)).astype(np.float32)
 
 
-_SPECTRUM_EXPONENT = 2.95
-"""Gives the measured log-log slope of power over 36 x 64 Fourier bins, -2.7 (all mice within 0.03)."""
 _BLACK = -35.0
 _MEDIAN_ABOVE_BLACK = 103.0
 _LOGNORMAL_SIGMA = 0.5
@@ -222,7 +225,7 @@ _LOGNORMAL_SIGMA = 0.5
 
 
 def _natural_movie(
-    num_frames: int, frame_shape: FrameShape, condition: int, generator: np.random.Generator
+    num_frames: int, frame_shape: FrameShape, generator: np.random.Generator, *, exponent: float = 2.95
 ) -> Float[np.ndarray, "t h w"]:
     """Draw one shot: power-law noise that changes faster where it is finer, made skewed by an exponential.
 
@@ -230,7 +233,6 @@ def _natural_movie(
     includes what the edges of the frame add. Temporal bandwidth as in Dong & Atick 1995: in proportion to
     spatial frequency.
     """
-    del condition
     field = (2 * frame_shape[0], 2 * frame_shape[1])
     vertical, horizontal = _frequencies(field)
     # In units of full-size pixels, so that a small frame shows the same scene with fewer pixels.
@@ -239,7 +241,7 @@ def _natural_movie(
     noise = _moving_noise(
         num_frames,
         field,
-        power=radius**-_SPECTRUM_EXPONENT,
+        power=radius**-exponent,
         bandwidth=0.004 + 0.25 * radius,
         advance=None,
         generator=generator,
@@ -250,7 +252,8 @@ def _natural_movie(
 def _image(
     num_frames: int, frame_shape: FrameShape, condition: int, generator: np.random.Generator
 ) -> Float[np.ndarray, "t h w"]:
-    return np.repeat(_natural_movie(1, frame_shape, condition, generator), num_frames, axis=0)
+    del condition
+    return np.repeat(_natural_movie(1, frame_shape, generator), num_frames, axis=0)
 
 
 def _pink_noise(
@@ -356,7 +359,6 @@ def _gabor(
 
 
 DRAW: dict[Stimulus, Draw] = {
-    Stimulus.MOVIE: _natural_movie,
     Stimulus.PINK_NOISE: _pink_noise,
     Stimulus.GAUSSIAN_DOTS: _gaussian_dot,
     Stimulus.RANDOM_DOTS: _random_dots,

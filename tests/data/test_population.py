@@ -244,3 +244,21 @@ def test_tuning_reaches_the_wanted_signal_power_and_event_rates():
 def test_a_signal_power_out_of_reach_is_refused_with_the_reachable_one():
     with pytest.raises(ValueError, match=r"signal_power is 0.99, but must be above 0 and at most 0\.\d\d"):
         tune(make_presentations(5), make_cells(5), signal_power=0.99)
+
+
+def test_a_map_without_scatter_is_a_linear_function_of_cortical_position():
+    generator = np.random.default_rng(0)
+    coordinates = draw_coordinates(300, generator)
+    cells = draw_cells(
+        coordinates,
+        frame_shape=FRAME,
+        complex_share=0.5,
+        events_per_second=0.6,
+        map_spread_px=(2.0, 3.0),
+        scatter=0.0,
+        generator=generator,
+    )
+    design = np.column_stack([coordinates[:, :2], np.ones(300)])
+    fitted = design @ np.linalg.lstsq(design, cells.center_px, rcond=None)[0]
+    assert np.abs(fitted - cells.center_px).max() < 1e-9
+    assert np.allclose(cells.center_px.std(axis=0), [0.9 * 2.0, 0.9 * 3.0])

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -109,6 +110,17 @@ def test_natural_movies_have_the_measured_spectrum_and_grey_levels():
     index = np.hypot(np.fft.fftfreq(36, 1 / 36)[:, None], np.fft.fftfreq(64, 1 / 64)[None])
     slope = np.polyfit(np.log(index[index > 0]), log_power[index > 0], 1)[0]
     assert abs(slope + 2.7) < 0.1
+
+
+def test_a_smaller_spectrum_exponent_moves_power_to_finer_structure():
+    def fine_share(exponent: float) -> float:
+        video = replace(make_video(Stimulus.MOVIE, num_frames=40), spectrum_exponent=exponent)
+        frame = draw_video(video, frame_shape=(36, 64))[0]
+        power = np.square(np.abs(np.fft.fft2(frame - frame.mean())))
+        radius = np.hypot(np.fft.fftfreq(36)[:, None], np.fft.fftfreq(64)[None])
+        return float(power[radius > 0.1].sum() / power.sum())
+
+    assert fine_share(1.0) > 2 * fine_share(2.95)
 
 
 def test_natural_movies_change_faster_where_they_are_finer():
