@@ -18,6 +18,7 @@ class GaussianEncoderConfig(Protocol):
     Attributes:
         position_hidden: width of the readouts' position networks.
         position_sigma: range of the position noise's factors at the start.
+        weight_spread: standard deviation of the readouts' weights at the start.
         position_covariance: shape of the position noise.
         shifter_hidden: width of the shifters; 0 for none.
         output: output nonlinearity.
@@ -27,6 +28,8 @@ class GaussianEncoderConfig(Protocol):
     def position_hidden(self) -> int: ...  # noqa: D102
     @property
     def position_sigma(self) -> float: ...  # noqa: D102
+    @property
+    def weight_spread(self) -> float: ...  # noqa: D102
     @property
     def position_covariance(self) -> Covariance: ...  # noqa: D102
     @property
@@ -41,6 +44,7 @@ def check_readout_settings(config: GaussianEncoderConfig) -> None:
     """Refuse settings that cannot work."""
     require(config.position_hidden >= 1, "position_hidden", config.position_hidden, "at least 1")
     require(config.position_sigma > 0, "position_sigma", config.position_sigma, "positive")
+    require(config.weight_spread >= 0, "weight_spread", config.weight_spread, "not negative")
     require_choice("position_covariance", config.position_covariance, COVARIANCES)
     require(config.shifter_hidden >= 0, "shifter_hidden", config.shifter_hidden, "at least 0")
     require_choice("output", config.output, OUTPUTS)
@@ -56,6 +60,7 @@ def build_gaussian_encoder(
             core.out_channels,
             hidden=config.position_hidden,
             init_sigma=config.position_sigma,
+            weight_spread=config.weight_spread,
             covariance=config.position_covariance,
         )
         for spec in sessions

@@ -34,6 +34,8 @@ class FactorizedConfig:
         temporal_smoothness: weight of the roughness of the first temporal kernels.
         position_hidden: width of the readouts' position networks.
         position_sigma: range of the position noise's factors at the start.
+        weight_spread: standard deviation of the readouts' weights at the start, drawn around 0; 0 as
+            published, where all neurons begin with the mean of the features.
         position_covariance: shape of the position noise.
         shifter_hidden: width of the shifters; 0 for none.
         output: output nonlinearity.
@@ -53,6 +55,7 @@ class FactorizedConfig:
     temporal_smoothness: float = 0.01
     position_hidden: int = 30
     position_sigma: float = 1.0
+    weight_spread: float = 0.0
     position_covariance: Covariance = "full"
     shifter_hidden: int = 5
     output: str = "elu_plus_one"

@@ -42,6 +42,8 @@ class GRUConfig:
         sparsity: weight of the mean norm of the other layers' kernels.
         position_hidden: width of the readouts' position networks.
         position_sigma: range of the position noise's factors at the start.
+        weight_spread: standard deviation of the readouts' weights at the start, drawn around 0; 0 as
+            published, where all neurons begin with the mean of the features.
         position_covariance: shape of the position noise.
         shifter_hidden: width of the shifters; 0 for none.
         output: output nonlinearity.
@@ -65,6 +67,7 @@ class GRUConfig:
     sparsity: float = 500_000.0
     position_hidden: int = 30
     position_sigma: float = 1.0
+    weight_spread: float = 0.0
     position_covariance: Covariance = "full"
     shifter_hidden: int = 5
     output: str = "elu_plus_one"

@@ -44,6 +44,8 @@ class V1FMConfig:
             released code does; they change nothing but the count.
         position_hidden: width of the net that predicts positions from cortical coordinates.
         init_sigma: range of the position noise's factors at the start.
+        weight_spread: standard deviation of the readouts' weights at the start, drawn around 0; 0 as
+            published, where all neurons begin with the mean of the features.
         shifter_hidden: width of the shifter.
         output: nonlinearity that makes rates.
         checkpointing: keep only the blocks' inputs in training and compute the rest twice.
@@ -68,6 +70,7 @@ class V1FMConfig:
     unused_levels: bool = False
     position_hidden: int = 32
     init_sigma: float = 0.2
+    weight_spread: float = 0.0
     shifter_hidden: int = 16
     output: str = "elu_plus_one"
     checkpointing: bool = False
@@ -102,6 +105,8 @@ class V1FMConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 0 and less than 1")
         if self.init_sigma <= 0:
             raise ValueError(f"init_sigma is {self.init_sigma}, but must be positive")
+        if self.weight_spread < 0:
+            raise ValueError(f"weight_spread is {self.weight_spread}, but must not be negative")
 
     def _check_windows(self) -> None:
         for name, least in (("patch", 1), ("window", 1), ("shift", 0)):
@@ -184,6 +189,7 @@ class V1FMConfig:
                 unused_levels=self.unused_levels,
                 hidden=self.position_hidden,
                 init_sigma=self.init_sigma,
+                weight_spread=self.weight_spread,
             )
             for spec in sessions
         }

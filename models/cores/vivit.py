@@ -54,6 +54,8 @@ class ViViTConfig:
         readout_behavior: let a small net of the four signals shift the features every neuron reads.
         shifter: shift the readout with the pupil's center.
         position_sigma: range of the position noise's factors at the start.
+        weight_spread: standard deviation of the readouts' weights at the start, drawn around 0; 0 as
+            published, where all neurons begin with the mean of the features.
         output: nonlinearity that makes rates.
         max_frames: longest clip; fixes how many learnable time codes there are.
         checkpointing: keep only the blocks' inputs in training and compute the rest twice.
@@ -84,6 +86,7 @@ class ViViTConfig:
     readout_behavior: bool = True
     shifter: bool = True
     position_sigma: float = 1.0
+    weight_spread: float = 0.0
     output: str = "exponential"
     max_frames: int = 300
     checkpointing: bool = False
@@ -101,6 +104,8 @@ class ViViTConfig:
                 raise ValueError(
                     f"{name} is {getattr(self, name)!r}, but must be one of {', '.join(choices)}"
                 )
+        if self.weight_spread < 0:
+            raise ValueError(f"weight_spread is {self.weight_spread}, but must not be negative")
         for name, limit in _LIMITS.items():
             if getattr(self, name) > getattr(self, limit):
                 raise ValueError(
@@ -147,7 +152,12 @@ class ViViTConfig:
         core = ViViTCore(self, frame_shape)
         readout = BehaviorGaussianReadout if self.readout_behavior else GaussianReadout
         readouts = {
-            spec.session: readout(spec, core.out_channels, init_sigma=self.position_sigma)
+            spec.session: readout(
+                spec,
+                core.out_channels,
+                init_sigma=self.position_sigma,
+                weight_spread=self.weight_spread,
+            )
             for spec in sessions
         }
         return Encoder(

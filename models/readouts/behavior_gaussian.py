@@ -21,6 +21,7 @@ class BehaviorGaussianReadout(GaussianReadout):
         in_channels: channels of the core's features.
         hidden: width of the position network.
         init_sigma: range of the position noise's factors at the start.
+        weight_spread: standard deviation of the weights at the start, see ``initial_weights``.
         covariance: shape of the position noise.
 
     Source:
@@ -34,9 +35,17 @@ class BehaviorGaussianReadout(GaussianReadout):
         *,
         hidden: int = 30,
         init_sigma: float = 1.0,
+        weight_spread: float = 0.0,
         covariance: Covariance = "full",
     ) -> None:
-        super().__init__(spec, in_channels, hidden=hidden, init_sigma=init_sigma, covariance=covariance)
+        super().__init__(
+            spec,
+            in_channels,
+            hidden=hidden,
+            init_sigma=init_sigma,
+            weight_spread=weight_spread,
+            covariance=covariance,
+        )
         self.behavior_code = nn.Sequential(
             nn.Linear(4, in_channels),
             nn.LayerNorm(in_channels),

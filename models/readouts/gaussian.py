@@ -18,6 +18,7 @@ class GaussianReadout(Readout):
         in_channels: channels of the core's features.
         hidden: width of the position network.
         init_sigma: range of the position noise's factors at the start.
+        weight_spread: standard deviation of the weights at the start, see ``initial_weights``.
         covariance: shape of the position noise.
 
     Source:
@@ -32,11 +33,12 @@ class GaussianReadout(Readout):
         *,
         hidden: int = 30,
         init_sigma: float = 1.0,
+        weight_spread: float = 0.0,
         covariance: Covariance = "full",
     ) -> None:
         super().__init__()
         self.positions = GaussianPositions(spec, hidden, init_sigma, covariance=covariance)
-        self.weights = nn.Parameter(torch.full((in_channels, spec.num_neurons), 1 / in_channels))
+        self.weights = nn.Parameter(initial_weights(in_channels, spec.num_neurons, spread=weight_spread))
         self.bias = nn.Parameter(spec.mean_response.detach().float().clone())
 
     def forward(
@@ -55,3 +57,24 @@ class GaussianReadout(Readout):
         frames = rearrange(features, "b d t h w -> (b t) d h w")
         read = sample_and_dot(frames, positions, self.weights) + self.bias
         return rearrange(read, "(b t) n -> b n t", b=num_clips)
+
+
+def initial_weights(in_channels: int, num_neurons: int, *, spread: float) -> Float[Tensor, "d n"]:
+    """Return what neurons make of the features at the start: their mean, as published, unless spread.
+
+    Neurons that begin alike pull all channels in the same direction, and a core takes thousands of steps to
+    tell them apart. Short trainings cannot wait for that.
+
+    Args:
+        in_channels: channels of the core's features.
+        num_neurons: neurons of the session.
+        spread: standard deviation of weights drawn around zero; 0 gives every neuron the mean.
+
+    Raises:
+        ValueError: the spread is negative.
+    """
+    if spread < 0:
+        raise ValueError(f"weight_spread is {spread}, but must not be negative")
+    if spread > 0:
+        return spread * torch.randn(in_channels, num_neurons)
+    return torch.full((in_channels, num_neurons), 1 / in_channels)

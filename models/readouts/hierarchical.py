@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from models.encoder import Readout, SessionSpec
 from models.positions import GaussianPositions
+from models.readouts.gaussian import initial_weights
 from models.resize import nearest
 from models.sampling import sample_and_dot
 
@@ -32,15 +33,18 @@ class Level(nn.Module):
         factor: neurons per pseudo-neuron; where a session has fewer neurons, one pseudo-neuron is left.
         num_neurons: neurons of the session.
         in_channels: channels of the core's features.
+        weight_spread: standard deviation of the weights at the start, see ``initial_weights``.
     """
 
     sources: Int[Tensor, " pseudo"]
     members: Int[Tensor, " n"]
 
-    def __init__(self, factor: int, num_neurons: int, *, in_channels: int) -> None:
+    def __init__(
+        self, factor: int, num_neurons: int, *, in_channels: int, weight_spread: float = 0.0
+    ) -> None:
         super().__init__()
         count = max(1, num_neurons // factor)
-        self.weights = nn.Parameter(torch.full((in_channels, count), 1 / in_channels))
+        self.weights = nn.Parameter(initial_weights(in_channels, count, spread=weight_spread))
         width = REFINE_WIDTH * factor
         self.refine = nn.Sequential(nn.Linear(1, width), nn.ELU(), nn.Linear(width, 1, bias=False))
         self.register_buffer("sources", nearest(num_neurons, count), persistent=False)
@@ -94,6 +98,7 @@ class HierarchicalReadout(Readout):
         unused_levels: also build what the released code builds for levels that are not in use.
         hidden: width of the position network.
         init_sigma: range of the position noise's factors at the start.
+        weight_spread: standard deviation of the weights at the start, see ``initial_weights``.
 
     Source:
         Turishcheva et al. 2024, arXiv:2407.09100, A.2; nearest rule, nets and fusion as in the released code.
@@ -109,12 +114,13 @@ class HierarchicalReadout(Readout):
         unused_levels: bool = False,
         hidden: int = 32,
         init_sigma: float = 0.2,
+        weight_spread: float = 0.0,
     ) -> None:
         super().__init__()
         self.positions = GaussianPositions(spec, hidden, init_sigma)
-        self.weights = nn.Parameter(torch.full((in_channels, spec.num_neurons), 1 / in_channels))
+        self.weights = nn.Parameter(initial_weights(in_channels, spec.num_neurons, spread=weight_spread))
         self.bias = nn.Parameter(spec.mean_response.detach().float().clone())
-        self.levels = _levels(levels, spec.num_neurons, in_channels)
+        self.levels = _levels(levels, spec.num_neurons, in_channels, weight_spread=weight_spread)
         self.fusion = AdaptiveFusion(len(levels) + 1) if fusion == "adaptive" else MeanFusion()
         if unused_levels:
             self.unused = _unused(levels, spec.num_neurons, in_channels=in_channels, fusion=fusion)
@@ -152,8 +158,12 @@ class HierarchicalReadout(Readout):
         return read
 
 
-def _levels(levels: tuple[int, ...], num_neurons: int, in_channels: int) -> nn.ModuleList:
-    return nn.ModuleList(Level(factor, num_neurons, in_channels=in_channels) for factor in levels)
+def _levels(
+    levels: tuple[int, ...], num_neurons: int, in_channels: int, *, weight_spread: float = 0.0
+) -> nn.ModuleList:
+    return nn.ModuleList(
+        Level(factor, num_neurons, in_channels=in_channels, weight_spread=weight_spread) for factor in levels
+    )
 
 
 def _unused(levels: tuple[int, ...], num_neurons: int, *, in_channels: int, fusion: Fusion) -> nn.ModuleList:

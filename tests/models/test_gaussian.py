@@ -164,3 +164,22 @@ def test_positions_follow_their_parameters_in_evaluation():
 def test_settings_that_cannot_work_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         GaussianReadout(make_spec(2), 3, **settings)
+
+
+def test_spread_weights_set_neurons_apart_around_zero():
+    torch.manual_seed(0)
+    readout = GaussianReadout(make_spec(200), 50, weight_spread=0.1)
+    weights = readout.weights.detach()
+    assert abs(float(weights.mean())) < 0.005
+    assert abs(float(weights.std()) - 0.1) < 0.005
+    assert len(weights[0].unique()) == 200
+
+
+def test_without_spread_neurons_begin_with_the_mean_of_the_features():
+    readout = GaussianReadout(make_spec(3), 4)
+    assert torch.equal(readout.weights.detach(), torch.full((4, 3), 0.25))
+
+
+def test_a_negative_spread_is_refused():
+    with pytest.raises(ValueError, match=r"weight_spread is -0\.1, but must not be negative"):
+        GaussianReadout(make_spec(3), 4, weight_spread=-0.1)
