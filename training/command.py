@@ -12,7 +12,7 @@ from data.recording import Recording
 from data.sources import open_recordings
 from training.console import RunDisplay, result_table
 from training.names import with_values
-from training.ranks import Ranks, start_torchrun
+from training.ranks import Ranks, leave_processes, start_torchrun
 from training.recipes import recipe
 from training.reporter import Reporter, run_tags
 from training.results import EpochReport, Outcome, RunResult
@@ -51,7 +51,8 @@ def run_command(parsed: argparse.Namespace) -> int:
     if ranks.is_first:
         write_json(folder / RESULT_FILE, result_plain(result))
         console.print(result_table(result))
-    return FAILED if result.outcome is Outcome.FAILED else 0
+    leave_processes()
+    return 0 if result.outcome in (Outcome.FINISHED, Outcome.PRUNED) else FAILED
 
 
 def _plan(parsed: argparse.Namespace) -> tuple[Path, RunSpec, list[Path]]:

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from training.results import EpochReport, Outcome, RunResult, StepReport
+from training.results import EpochReport, RunResult, StepReport
 
 
 class RunDisplay:
@@ -71,7 +71,7 @@ def result_table(result: RunResult) -> Table:
     """Return the table that ends a run."""
     table = Table(title=f"Run {result.run_id}", title_justify="left", show_header=False)
     table.add_row("outcome", str(result.outcome))
-    if result.outcome is Outcome.FAILED:
+    if result.error is not None:
         table.add_row("reason", result.error)
     if result.score is not None:
         table.add_row("hold-out correlation", f"{result.score:.4f}")

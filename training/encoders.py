@@ -70,7 +70,7 @@ def load_encoder(folder: Path, *, device: torch.device | str = "cpu") -> Trained
         for session in state["sessions"]
     ]
     rows, columns = state["frame_shape"]
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         encoder = spec.model.build(specs, (rows, columns))
     encoder.load_state_dict(state["encoder"])
     return TrainedEncoder(encoder=encoder.to(device).eval(), spec=spec, info=info)

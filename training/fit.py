@@ -1,28 +1,35 @@
 """The training loop. What drives it (a command, a search, a cluster) is known to it as two callbacks."""
 
+import gc
+import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from data.clips import ClipBatch
 from models.encoder import Encoder
 from training.averaging import MovingAverage
 from training.device import configured, peak_memory_bytes
 from training.encoders import load_encoder, pack_encoder
 from training.material import Material
+from training.micro_batch import Rewind, is_out_of_memory, warn_of_batch_norm
 from training.optimization import clip_gradients, make_optimizer, set_rate
 from training.predict import score_trials
 from training.ranks import Ranks, copy_from_first, from_first, sum_gradients, sum_over_ranks
 from training.results import EpochReport, StepReport
 from training.run_folder import RunFolder
+from training.scores import Score
 from training.spec import RunSpec
 from training.step import GradientConfig, LossSum, NonFiniteLossError, accumulate_gradients
+
+logger = logging.getLogger(__name__)
 
 EXPLODED = 1e6
 """A loss per neuron and frame above this is no training any more."""
@@ -75,16 +82,20 @@ def fit(
         encoder: on its device; holds the kept parameters (best or last, by the schedule) afterwards.
         material: recordings, split, normalizations and clips.
         spec: what to do.
-        on_epoch: called in the first process after each epoch; its answer decides for all of them.
+        on_epoch: called in every process after each epoch; the first one's answer decides for all of them.
         on_step: called in the first process after each optimizer step.
         folder: where to keep states; a run whose folder has one goes on from there, exactly.
         ranks: this process among those of the run.
 
     Raises:
         NonFiniteLossError: the loss is no longer a number, or has exploded.
+        CheckpointError: the folder's states are damaged or of another run.
+        OSError: a state could not be written; those before it are intact.
+        RuntimeError: a single clip does not fit into memory (see ``micro_batch.is_out_of_memory``).
     """
     trainer = _Trainer(encoder, material, spec, folder=folder, ranks=ranks or Ranks())
-    with configured(spec.compute):
+    devices = [trainer.device] if trainer.device.type == "cuda" else []
+    with configured(spec.compute), torch.random.fork_rng(devices=devices):
         return trainer.run(on_epoch, on_step)
 
 
@@ -111,6 +122,11 @@ class _Trainer:
         self.teacher = None if teacher is None else load_encoder(Path(teacher), device=self.device).encoder
         self.progress = _Progress()
         self.kept: dict[str, Tensor] = {}
+        self.written_epoch = 0
+        self.micro_batch = min(material.micro_batch, spec.loader.batch_size)
+        self.inference = spec.inference
+        self.by_session = [list(encoder.session_parameters(name)) for name in encoder.sessions]
+        warn_of_batch_norm(encoder, micro_batch=self.micro_batch, batch_size=spec.loader.batch_size)
         if spec.compute.compile:
             # Sessions differ in neurons only, so the core compiles once for all of them.
             encoder.core.compile()
@@ -147,34 +163,19 @@ class _Trainer:
         if decision.restore_best:
             self.encoder.load_state_dict(self.kept)
         self._save(ended=last)
-        go_on = True
-        if self.ranks.is_first:
-            go_on = on_epoch(self.progress.reports[-1])
+        go_on = on_epoch(self.progress.reports[-1])
         go_on = bool(from_first(go_on, ranks=self.ranks))
         return last or not go_on, not go_on
 
     def _train(self, epoch: int, on_step: OnStep | None) -> tuple[LossSum, float]:
         self.encoder.train()
-        config = GradientConfig(
-            loss=self.spec.loss,
-            compute=self.spec.compute,
-            num_trials=self.material.num_trials,
-            micro_batch=self.material.micro_batch,
-            ranks=self.ranks,
-            scale_up=self.scaler.scale,
-            teacher=self.teacher,
-            teacher_ratio=self.spec.distillation.ratio,
-        )
         started, total = time.monotonic(), LossSum()
         for step, clips in enumerate(self.loader.epoch(epoch)):
             set_rate(self.optimizer, self.schedule.rate_factor(self.progress.steps, epoch))
             seed = (self.spec.seed, epoch, step, self.ranks.rank)
-            batches = self.material.prepare_batches(clips, seed=seed)
-            self.optimizer.zero_grad(set_to_none=True)
-            loss = accumulate_gradients(self.encoder, batches, config, seed=seed)
-            self._apply_gradients()
-            total.add(self._over_ranks(loss))
+            total.add(self._over_ranks(self._gradients(clips, seed)))
             self._require_sane(total, epoch, step)
+            self._apply_gradients()
             self.progress.steps += 1
             if on_step is not None and self.ranks.is_first:
                 on_step(
@@ -188,9 +189,42 @@ class _Trainer:
                 )
         return total, time.monotonic() - started
 
+    def _gradients(self, clips: Sequence[ClipBatch], seed: tuple[int, ...]) -> LossSum:
+        rewind = Rewind(self.encoder)
+        while True:
+            self.optimizer.zero_grad(set_to_none=True)
+            try:
+                batches = self.material.prepare_batches(clips, seed=seed)
+                return accumulate_gradients(self.encoder, batches, self._gradient_config(), seed=seed)
+            except (MemoryError, RuntimeError) as error:
+                if self.micro_batch == 1 or not is_out_of_memory(error):
+                    raise
+            # Outside of the handler, where nothing holds on to the step's tensors any more.
+            batches = []
+            self.micro_batch = max(self.micro_batch // 2, 1)
+            self._free_memory(f"{self.micro_batch} clips at a time")
+            rewind.undo()
+
+    def _free_memory(self, remedy: str) -> None:
+        logger.warning("out of memory: going on with %s", remedy)
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _gradient_config(self) -> GradientConfig:
+        return GradientConfig(
+            loss=self.spec.loss,
+            compute=self.spec.compute,
+            num_trials=self.material.num_trials,
+            micro_batch=self.micro_batch,
+            ranks=self.ranks,
+            scale_up=self.scaler.scale,
+            teacher=self.teacher,
+            teacher_ratio=self.spec.distillation.ratio,
+        )
+
     def _apply_gradients(self) -> None:
-        sessions = [list(self.encoder.session_parameters(name)) for name in self.encoder.sessions]
-        sum_gradients(self.encoder.core_parameters(), sessions, ranks=self.ranks)
+        sum_gradients(self.encoder.core_parameters(), self.by_session, ranks=self.ranks)
         self.scaler.unscale_(self.optimizer)
         clip_gradients(self.encoder, self.spec.optimizer)
         self.scaler.step(self.optimizer)
@@ -217,18 +251,30 @@ class _Trainer:
         copy_from_first(self.encoder.buffers(), ranks=self.ranks)
         self.encoder.eval()
         with self._averaged():
-            score = score_trials(
-                self.encoder,
-                self.material.recordings,
-                self.material.choosing,
-                normalizations=self.material.normalizations,
-                inference=self.spec.inference,
-                compute=self.spec.compute,
-                ranks=self.ranks,
-                while_training=True,
-            )
+            copy_from_first(self.encoder.buffers(), ranks=self.ranks)
+            score = self._score_encoder()
         by_session = {name: value.single_trial for name, value in score.by_session.items()}
         return score.single_trial, by_session
+
+    def _score_encoder(self) -> Score:
+        while True:
+            try:
+                return score_trials(
+                    self.encoder,
+                    self.material.recordings,
+                    self.material.choosing,
+                    normalizations=self.material.normalizations,
+                    inference=self.inference,
+                    compute=self.spec.compute,
+                    ranks=self.ranks,
+                    while_training=True,
+                )
+            except (MemoryError, RuntimeError) as error:
+                if self.inference.batch_windows == 1 or not is_out_of_memory(error):
+                    raise
+            fewer = self.inference.batch_windows // 2
+            self.inference = replace(self.inference, batch_windows=fewer)
+            self._free_memory(f"{fewer} windows at a time when scoring")
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
@@ -242,17 +288,39 @@ class _Trainer:
         with self._averaged():
             self.kept = {name: tensor.detach().clone() for name, tensor in self.encoder.state_dict().items()}
         self.progress.kept_epoch = len(self.progress.reports)
-        if self.folder is not None and self.ranks.is_first:
-            score = self.progress.reports[-1].score
-            packed = pack_encoder(
-                self.kept, self.material.session_specs(), self.material.recordings[0].frame_shape
-            )
-            self.folder.save_kept(packed, epoch=self.progress.kept_epoch, score=score)
 
     def _save(self, *, ended: bool) -> None:
-        if self.folder is None or not self.ranks.is_first:
+        failure: str | None = None
+        if self.folder is not None and self.ranks.is_first:
+            try:
+                self._write(self.folder, ended=ended)
+            except OSError as error:
+                failure = f"{self.folder.path} cannot be written: {error}"
+        # All processes end together, not the first one alone while the others wait for it.
+        failure = from_first(failure, ranks=self.ranks)
+        if failure is not None:
+            raise OSError(failure)
+
+    def _write(self, folder: RunFolder, *, ended: bool) -> None:
+        self._write_kept(folder)
+        folder.save_state(
+            self._state(ended=ended),
+            epoch=len(self.progress.reports),
+            score=self.progress.reports[-1].score,
+        )
+
+    def _write_kept(self, folder: RunFolder) -> None:
+        epoch = self.progress.kept_epoch
+        if epoch == self.written_epoch:
             return
-        state = {
+        packed = pack_encoder(
+            self.kept, self.material.session_specs(), self.material.recordings[0].frame_shape
+        )
+        folder.save_kept(packed, epoch=epoch, score=self.progress.reports[epoch - 1].score)
+        self.written_epoch = epoch
+
+    def _state(self, *, ended: bool) -> dict[str, Any]:
+        return {
             "encoder": self.encoder.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -263,14 +331,13 @@ class _Trainer:
             "kept_epoch": self.progress.kept_epoch,
             "ended": ended,
         }
-        self.folder.save_state(state, epoch=len(self.progress.reports), score=self.progress.reports[-1].score)
 
     def _resume(self) -> bool:
         """Go on from the folder's newest state; True when that run had ended."""
         loaded = None if self.folder is None else self.folder.load_state(device=self.device)
         if self.folder is None or loaded is None:
             return False
-        state: dict[str, Any] = loaded[0]
+        state, self.kept = loaded
         self.encoder.load_state_dict(state["encoder"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
@@ -280,14 +347,14 @@ class _Trainer:
         self.progress.reports = [EpochReport(**report) for report in state["reports"]]
         self.progress.steps = state["steps"]
         self.progress.kept_epoch = state["kept_epoch"]
-        kept = self.folder.load_kept(device=self.device)
-        if kept is not None:
-            self.kept = kept[0]["encoder"]
+        self.written_epoch = self.progress.kept_epoch
         return bool(state["ended"])
 
     def _finish(self, *, stopped: bool) -> FitResult:
         if not self.kept:
             self._keep(True, last=True)
+            if self.folder is not None and self.ranks.is_first:
+                self._write_kept(self.folder)
         self.encoder.load_state_dict(self.kept)
         self.encoder.eval()
         kept = self.progress.reports[self.progress.kept_epoch - 1]

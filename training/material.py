@@ -14,6 +14,7 @@ from data.normalization import Normalization
 from data.recording import Recording, Tier
 from models.encoder import Encoder, SessionSpec
 from training.augmentation import cutmix, draw_partners
+from training.micro_batch import fitting_micro_batch
 from training.ranks import Ranks
 from training.spec import RunSpec
 from training.step import seed_for
@@ -31,7 +32,7 @@ class Material:
         training: trials that are trained on.
         choosing: trials that scores of epochs, early stopping and searches look at.
         normalizations: of each session, on the device.
-        micro_batch: clips of each session that are computed at once.
+        micro_batch: clips of a session that are computed at once.
         device: where the encoder is.
         seen_test_movies: videos of the training trials that score some mouse (also a partner mouse).
     """
@@ -41,7 +42,7 @@ class Material:
     training: Trials
     choosing: Trials
     normalizations: Mapping[str, Normalization]
-    micro_batch: Mapping[str, int]
+    micro_batch: int
     device: torch.device
     seen_test_movies: frozenset[str]
 
@@ -81,7 +82,12 @@ class Material:
                 recording.session: Normalization.fit(recording, spec.normalization).to(device)
                 for recording in recordings
             },
-            micro_batch=dict.fromkeys((r.session for r in recordings), _micro_batch(spec)),
+            micro_batch=fitting_micro_batch(
+                spec,
+                {recording.session: len(recording.neurons.ids) for recording in recordings},
+                recordings[0].frame_shape,
+                device=device,
+            ),
             device=device,
             seen_test_movies=partner_test_movies(recordings, split.train),
         )
@@ -108,7 +114,7 @@ class Material:
     def build_encoder(self) -> Encoder:
         """Build the run's encoder; its parameters are a function of the run's seed."""
         frame_shape = self.recordings[0].frame_shape
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_for(self.spec.seed))
             return self.spec.model.build(self.session_specs(), frame_shape).to(self.device)
 
@@ -151,7 +157,3 @@ def _require_trials(choosing: Trials, select_on: SelectOn) -> None:
         )
     if empty:
         raise ValueError(f"{', '.join(empty)} has no oracle trials with responses, but selection needs some")
-
-
-def _micro_batch(spec: RunSpec) -> int:
-    return spec.compute.micro_batch or spec.loader.batch_size

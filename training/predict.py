@@ -1,6 +1,6 @@
 """What a trained encoder says about trials: whole trials or windows, stitched, in the benchmark's unit."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +18,7 @@ from data.windows import Stitcher, Window, WindowPlan, cut_windows
 from models.encoder import Encoder
 from training.device import ComputeConfig, autocast
 from training.metrics import BURN_IN_FRAMES, Score, ScoreAccumulator, SessionScore, combine, count_repeats
+from training.micro_batch import SharedOutOfMemoryError, is_out_of_memory
 from training.ranks import Ranks
 from training.spec import InferenceConfig
 
@@ -164,6 +165,33 @@ def score_trials(
     ranks = ranks or Ranks()
     scored = [recording for recording in recordings if trials.get(recording.session)]
     mine = scored[ranks.rank :: ranks.world_size]
+
+    def own() -> dict[str, SessionScore]:
+        return _score_sessions(
+            encoder,
+            mine,
+            trials,
+            normalizations=normalizations,
+            inference=inference,
+            compute=compute,
+            while_training=while_training,
+            burn_in_frames=burn_in_frames,
+        )
+
+    return combine(_of_all(own, ranks, order=[recording.session for recording in scored]))
+
+
+def _score_sessions(
+    encoder: Encoder,
+    recordings: Sequence[Recording],
+    trials: Trials,
+    *,
+    normalizations: Mapping[str, Normalization],
+    inference: InferenceConfig,
+    compute: ComputeConfig,
+    while_training: bool,
+    burn_in_frames: int,
+) -> dict[str, SessionScore]:
     accumulators = {
         recording.session: ScoreAccumulator(
             recording.session,
@@ -171,11 +199,11 @@ def score_trials(
             repeats=count_repeats(trials[recording.session]),
             burn_in_frames=burn_in_frames,
         )
-        for recording in mine
+        for recording in recordings
     }
     for recording, trial, predicted, responses in predictions(
         encoder,
-        mine,
+        recordings,
         trials,
         normalizations=normalizations,
         inference=inference,
@@ -187,15 +215,26 @@ def score_trials(
         accumulators[recording.session].update(
             predicted, responses, trial=trial.index, video_id=trial.video_id, stimulus=trial.stimulus
         )
-    scores = {session: accumulator.result() for session, accumulator in accumulators.items()}
-    return combine(_from_all(scores, ranks, order=[recording.session for recording in scored]))
+    return {session: accumulator.result() for session, accumulator in accumulators.items()}
 
 
-def _from_all(
-    scores: dict[str, SessionScore], ranks: Ranks, *, order: Sequence[str]
+def _of_all(
+    own: Callable[[], dict[str, SessionScore]], ranks: Ranks, *, order: Sequence[str]
 ) -> dict[str, SessionScore]:
-    if ranks.world_size > 1:
-        parts: list[dict[str, SessionScore]] = [{} for _ in range(ranks.world_size)]
-        dist.all_gather_object(parts, scores)
-        scores = {session: score for part in parts for session, score in part.items()}
-    return {session: scores[session] for session in order}
+    """Score a process's sessions and return the scores of all; a failure in one is raised in all."""
+    if ranks.world_size == 1:
+        return own()
+    scores: dict[str, SessionScore] | None = None
+    failure: tuple[bool, str] | None = None
+    try:
+        scores = own()
+    except (MemoryError, RuntimeError, ValueError) as error:
+        failure = (is_out_of_memory(error), f"process {ranks.rank}: {error}")
+    parts: list[tuple[dict[str, SessionScore] | None, tuple[bool, str] | None]]
+    parts = [(None, None)] * ranks.world_size
+    dist.all_gather_object(parts, (scores, failure))
+    for _, failed in parts:
+        if failed is not None:
+            raise SharedOutOfMemoryError(failed[1]) if failed[0] else ValueError(failed[1])
+    by_session = {session: score for part, _ in parts for session, score in (part or {}).items()}
+    return {session: by_session[session] for session in order}

@@ -7,11 +7,14 @@ batch, so the sum over processes is the gradient of the global batch.
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +128,15 @@ def _sum_bucket(parameters: Sequence[nn.Parameter]) -> None:
         start = stop
 
 
+def is_any(value: bool, *, ranks: Ranks, device: torch.device) -> bool:
+    """Return whether ``value`` is true in some process."""
+    if ranks.world_size == 1:
+        return value
+    flag = torch.tensor([value], dtype=torch.int32, device=device)
+    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+    return bool(flag)
+
+
 def sum_over_ranks(values: Float[Tensor, " k"], *, ranks: Ranks) -> Float[Tensor, " k"]:
     """Return the sum of ``values`` over the processes."""
     if ranks.world_size > 1:
@@ -139,16 +151,17 @@ def copy_from_first(tensors: Iterable[Shaped[Tensor, "..."]], *, ranks: Ranks) -
             dist.broadcast(tensor, src=0)
 
 
-def from_first(value: object, *, ranks: Ranks) -> object:
+def from_first(value: Value, *, ranks: Ranks) -> Value:
     """Return the first process's ``value`` in every process."""
     if ranks.world_size == 1:
         return value
-    box = [value]
+    box: list[Any] = [value]
     dist.broadcast_object_list(box, src=0)
-    return box[0]
+    received: Value = box[0]
+    return received
 
 
-def wait_for_all(*, ranks: Ranks) -> None:
-    """Wait until every process is here."""
-    if ranks.world_size > 1:
-        dist.barrier()
+def leave_processes() -> None:
+    """Leave the process group, if there is one."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()

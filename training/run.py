@@ -7,16 +7,17 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
-
 from data.recording import Recording
+from models.encoder import Encoder
 from training.checkpoint import CheckpointInfo, SessionIdentity
 from training.device import resolve_device
 from training.fit import FitResult, OnEpoch, OnStep, fit
 from training.material import Material, SelectOn
+from training.micro_batch import is_out_of_memory
 from training.ranks import Ranks
 from training.results import Outcome, RunResult
 from training.run_folder import RunFolder
@@ -39,8 +40,8 @@ def run(
 ) -> RunResult:
     """Train a run in this process, going on from its folder if it was interrupted there.
 
-    A run that cannot be trained ends as failed, with the reason; it never gets a score. Errors of ours (and
-    Ctrl-C) are raised.
+    A run that cannot be trained ends as failed, one that does not fit into memory even clip by clip as
+    infeasible, with the reason; it never gets a score. Errors of ours (and Ctrl-C) are raised.
 
     Args:
         spec: what to run.
@@ -55,9 +56,18 @@ def run(
     started = time.monotonic()
     try:
         result = _train(spec, recordings, folder, on_epoch, on_step, ranks=ranks, select_on=select_on)
-    except (NonFiniteLossError, ValueError, MemoryError, OSError, torch.OutOfMemoryError) as error:
-        logger.exception("run %s failed", folder.name)
-        return _failed(spec, folder, error, seconds=time.monotonic() - started)
+    except (NonFiniteLossError, ValueError, MemoryError, OSError, RuntimeError) as error:
+        is_infeasible = is_out_of_memory(error)
+        if not is_infeasible and type(error) is RuntimeError:
+            raise
+        logger.error("run %s failed: %s", folder.name, error)
+        return _failed(
+            spec,
+            folder,
+            error,
+            outcome=Outcome.INFEASIBLE if is_infeasible else Outcome.FAILED,
+            seconds=time.monotonic() - started,
+        )
     kept = RunFolder(folder, describe(spec, recordings)).kept
     return RunResult(
         run_id=folder.name,
@@ -88,15 +98,25 @@ def _train(
     run_folder = RunFolder(folder, describe(spec, recordings))
     result = fit(encoder, material, spec, on_epoch=on_epoch, on_step=on_step, folder=run_folder, ranks=ranks)
     if ranks.is_first and not result.stopped:
-        draw_median_neurons(encoder, material, folder / "traces.png")
+        _draw(encoder, material, folder / "traces.png")
     return result
 
 
-def _failed(spec: RunSpec, folder: Path, error: BaseException, *, seconds: float) -> RunResult:
+def _draw(encoder: Encoder, material: Material, path: Path) -> None:
+    try:
+        draw_median_neurons(encoder, material, path)
+    except (OSError, RuntimeError, MemoryError) as error:
+        # A run that is trained and kept must not fail by a picture.
+        logger.warning("%s could not be drawn: %s", path, error)
+
+
+def _failed(
+    spec: RunSpec, folder: Path, error: BaseException, *, outcome: Outcome, seconds: float
+) -> RunResult:
     return RunResult(
         run_id=folder.name,
         spec=spec,
-        outcome=Outcome.FAILED,
+        outcome=outcome,
         score=None,
         score_by_session={},
         epochs=0,
@@ -117,6 +137,7 @@ def describe(spec: RunSpec, recordings: Sequence[Recording]) -> CheckpointInfo:
     )
 
 
+@cache
 def versions() -> dict[str, str]:
     """Return the versions that a result depends on, and the git commit ("unknown" outside a checkout)."""
     packages = {name: version(name) for name in ("striate", "torch", "numpy")}

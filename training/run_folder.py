@@ -1,6 +1,7 @@
 """The folder of one run: checkpoints to go on from, the kept encoder, the result."""
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Mapping
@@ -16,6 +17,8 @@ from training.checkpoint import (
     newest_usable,
     save_checkpoint,
 )
+
+logger = logging.getLogger(__name__)
 
 
 class RunFolder:
@@ -33,13 +36,18 @@ class RunFolder:
         self._num_states = num_states
 
     def save_state(self, state: Mapping[str, Any], *, epoch: int, score: float | None) -> None:
-        """Write what is needed to go on after ``epoch``, then remove the oldest such state."""
+        """Write what is needed to go on after ``epoch``, then remove what no kept state needs.
+
+        The encoder that the state names as kept must have been written before.
+        """
         save_checkpoint(self._checkpoints / f"state-{epoch:04d}", state, self._described(epoch, score))
-        for old in self._newest_first("state")[self._num_states :]:
-            shutil.rmtree(old, ignore_errors=True)
+        # Two states in a row name at most two encoders, and these are the newest.
+        for kind in ("state", "encoder"):
+            for old in self._newest_first(kind)[self._num_states :]:
+                shutil.rmtree(old, ignore_errors=True)
 
     def save_kept(self, packed: Mapping[str, Any], *, epoch: int, score: float) -> Path:
-        """Write the encoder that the run would be left with if it ended now.
+        """Write the encoder that the run would be left with if it ended now, unless it is written.
 
         Args:
             packed: from ``training.encoders.pack_encoder``.
@@ -51,32 +59,52 @@ class RunFolder:
         """
         folder = self._checkpoints / f"encoder-{epoch:04d}"
         save_checkpoint(folder, packed, self._described(epoch, score))
-        for old in self._newest_first("encoder"):
-            if old != folder:
-                shutil.rmtree(old, ignore_errors=True)
         return folder
 
-    def load_state(self, *, device: torch.device | str) -> tuple[dict[str, Any], CheckpointInfo] | None:
-        """Return the newest undamaged state, None when the run has not finished an epoch.
+    def load_state(
+        self, *, device: torch.device | str
+    ) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
+        """Return the newest undamaged state and the encoder it names as kept (empty before the first).
+
+        None when the run has not finished an epoch.
 
         Raises:
-            CheckpointError: there are states, but all are damaged.
+            CheckpointError: there are states, but all are damaged, or they are of another run.
         """
         folders = self._newest_first("state")
-        if not folders:
-            return None
-        folder = newest_usable(folders)
-        if folder is None:
+        for folder in folders:
+            if newest_usable([folder]) is None:
+                logger.warning("%s is damaged; going on from the state before it", folder)
+                continue
+            state, info = load_checkpoint(folder, device=device)
+            self._require_same_run(info, folder)
+            if state["kept_epoch"] == 0:
+                return state, {}
+            kept = newest_usable([self._checkpoints / f"encoder-{state['kept_epoch']:04d}"])
+            if kept is not None:
+                return state, load_checkpoint(kept, device=device)[0]["encoder"]
+            logger.warning("the encoder that %s needs is damaged; going on from the state before it", folder)
+        if folders:
             raise CheckpointError(
                 f"all {len(folders)} states in {self._checkpoints} are damaged; remove the folder "
                 "to start the run again"
             )
-        return load_checkpoint(folder, device=device)
+        return None
 
-    def load_kept(self, *, device: torch.device | str) -> tuple[dict[str, Any], CheckpointInfo] | None:
-        """Return the newest undamaged encoder parameters, if there are any."""
-        folder = newest_usable(self._newest_first("encoder"))
-        return None if folder is None else load_checkpoint(folder, device=device)
+    def _require_same_run(self, found: CheckpointInfo, folder: Path) -> None:
+        mine, other = _result_values(self._info.spec), _result_values(found.spec)
+        for name in sorted(mine.keys() | other.keys()):
+            if mine.get(name) != other.get(name):
+                raise CheckpointError(
+                    f"{name} is {mine.get(name)}, but {folder} was written with {other.get(name)}: "
+                    "use another folder, or the run's own settings"
+                )
+        if found.sessions != self._info.sessions:
+            theirs = ", ".join(session.session for session in found.sessions)
+            raise CheckpointError(
+                f"the recordings are not those of {folder}, which was written with {theirs}: "
+                "other sessions, another order of them, or other data"
+            )
 
     @property
     def kept(self) -> Path | None:
@@ -100,6 +128,13 @@ class RunFolder:
         return CheckpointInfo(
             spec=info.spec, sessions=info.sessions, versions=info.versions, epoch=epoch, score=score
         )
+
+
+def _result_values(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what decides the result, as JSON gives it back; where it is computed may change."""
+    plain = json.loads(json.dumps(spec))
+    values = {name: value for name, value in plain["values"].items() if not name.startswith("compute.")}
+    return values | {"model": plain["model"], "schedule": plain["schedule"]}
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """One optimizer step's gradient: from micro-batches and processes, yet that of the whole batch."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,7 +15,8 @@ from models.encoder import Encoder
 from training.device import ComputeConfig, autocast
 from training.distillation import distilled_loss, pair_weights
 from training.losses import BatchMoments, LossConfig, clip_loss, loss_scale
-from training.ranks import Ranks
+from training.micro_batch import SharedOutOfMemoryError, is_out_of_memory
+from training.ranks import Ranks, is_any
 
 
 class NonFiniteLossError(RuntimeError):
@@ -55,7 +57,7 @@ class GradientConfig:
         loss: which loss.
         compute: precision.
         num_trials: trials of each session, for the loss's scale.
-        micro_batch: clips of each session computed at once.
+        micro_batch: clips of a session computed at once.
         ranks: this process among the others.
         scale_up: multiplies the loss before the backward pass (fp16); 1 otherwise.
         teacher: encoder that predicts the targets of the sessions that were not shown a clip.
@@ -65,7 +67,7 @@ class GradientConfig:
     loss: LossConfig
     compute: ComputeConfig
     num_trials: Mapping[str, int]
-    micro_batch: Mapping[str, int]
+    micro_batch: int
     ranks: Ranks = field(default_factory=Ranks)
     scale_up: Callable[[Tensor], Tensor] = lambda loss: loss
     teacher: Encoder | None = None
@@ -93,9 +95,12 @@ def accumulate_gradients(
         seed: numbers that the step's random numbers are a function of.
 
     Raises:
-        NonFiniteLossError: a loss is NaN or infinite.
+        NonFiniteLossError: a loss is NaN or infinite; with several processes the sum over them tells it.
+        SharedOutOfMemoryError: one of several processes is out of memory; all raise it. A process alone
+            raises what it met.
     """
     sum_ = LossSum()
+    exchange = _MomentExchange(encoder, config)
     losses: list[tuple[str, Tensor]] = []
     counts = _global_counts(encoder, batches, config.ranks)
     step_clips = sum(counts.values())
@@ -106,19 +111,23 @@ def accumulate_gradients(
             session_clips=counts[batch.session],
             step_clips=step_clips,
         )
-        if config.teacher is None:
-            loss = _accumulate_batch(encoder, batch, config, scale=scale, seed=seed, sum_=sum_)
-        else:
-            scale = 1.0 / step_clips
-            loss = _accumulate_taught(
-                encoder, batch, config, config.teacher, step_clips=step_clips, seed=seed, sum_=sum_
-            )
-        losses.append((batch.session, loss / scale))
+        if exchange.passes_over(batch):
+            continue
+        with exchange.watching(batch):
+            if config.teacher is None:
+                loss = _accumulate_batch(encoder, batch, config, exchange, scale=scale, seed=seed, sum_=sum_)
+            else:
+                scale = 1.0 / step_clips
+                loss = _accumulate_taught(
+                    encoder, batch, config, config.teacher, step_clips=step_clips, seed=seed, sum_=sum_
+                )
+            losses.append((batch.session, loss / scale))
+    exchange.end()
     # The penalty belongs to the step, not to a process: gradients are summed over processes.
     penalty = encoder.regularizer()
     if penalty.requires_grad and config.ranks.is_first:
         config.scale_up(penalty).backward()
-    sum_.total = _require_finite(losses)
+    sum_.total = _total(losses, ranks=config.ranks)
     return sum_
 
 
@@ -126,12 +135,13 @@ def _accumulate_batch(
     encoder: Encoder,
     batch: ClipBatch,
     config: GradientConfig,
+    exchange: "_MomentExchange",
     *,
     scale: float,
     seed: tuple[int, ...],
     sum_: LossSum,
 ) -> Tensor:
-    size = max(config.micro_batch[batch.session], 1)
+    size = config.micro_batch
     parts = [batch.select(slice(start, start + size)) for start in range(0, len(batch), size)]
     session = encoder.sessions.index(batch.session)
 
@@ -145,7 +155,7 @@ def _accumulate_batch(
     if two_passes:
         with torch.no_grad():
             moments = [BatchMoments.of(*predict(index)) for index in range(len(parts))]
-        remote = _moments_elsewhere(moments, config.ranks)
+        remote = exchange.elsewhere(moments)
     total = batch.behavior.new_zeros(())
     for index in range(len(parts)):
         predicted, responses = predict(index)
@@ -154,7 +164,7 @@ def _accumulate_batch(
             others = moments[:index] + moments[index + 1 :] + remote
         elif config.loss.needs_whole_batch:
             with torch.no_grad():
-                others = _moments_elsewhere([BatchMoments.of(predicted, responses)], config.ranks)
+                others = exchange.elsewhere([BatchMoments.of(predicted, responses)])
         loss = clip_loss(predicted, responses, config.loss, scale=scale, others=others)
         config.scale_up(loss).backward()
         total += loss.detach()
@@ -179,7 +189,7 @@ def _accumulate_taught(
     step_own = torch.zeros(step_clips, len(encoder.sessions), dtype=torch.bool, device=batch.start.device)
     step_own[:, session] = True
     weights = pair_weights(step_own, ratio=config.teacher_ratio)
-    size = max(config.micro_batch[batch.session], 1)
+    size = config.micro_batch
     total = batch.behavior.new_zeros(())
     for index, start in enumerate(range(0, len(batch), size)):
         part = batch.select(slice(start, start + size))
@@ -215,11 +225,12 @@ def _predict_all(
         }
 
 
-def _require_finite(losses: Sequence[tuple[str, Tensor]]) -> float:
+def _total(losses: Sequence[tuple[str, Tensor]], *, ranks: Ranks) -> float:
     # One copy from the device for the whole step: each would wait for everything computed before it.
     values = torch.stack([loss for _, loss in losses]).tolist() if losses else []
     for (session, _), value in zip(losses, values, strict=True):
-        if not math.isfinite(value):
+        # One of several processes must not leave the others waiting: they see it in the sum.
+        if not math.isfinite(value) and ranks.world_size == 1:
             raise NonFiniteLossError(
                 f"loss of {session} is {value}, but must be a number: "
                 "try a lower optimizer.core_lr, or compute.precision=fp32"
@@ -244,18 +255,63 @@ def _global_counts(encoder: Encoder, batches: Sequence[ClipBatch], ranks: Ranks)
     return {session: count for session, count in zip(encoder.sessions, counts.tolist(), strict=True) if count}
 
 
-def _moments_elsewhere(own: Sequence[BatchMoments], ranks: Ranks) -> list[BatchMoments]:
-    """Return the moments of the same session's clips in the other processes."""
-    if ranks.world_size == 1:
-        return []
-    merged = own[0]
-    for part in own[1:]:
-        merged = merged.merge(part)
-    packed = merged.pack().contiguous()
-    gathered = [torch.empty_like(packed) for _ in range(ranks.world_size)]
-    dist.all_gather(gathered, packed)
-    return [
-        BatchMoments.unpack(other)
-        for rank, other in enumerate(gathered)
-        if rank != ranks.rank and float(other[0, 0]) > 0
-    ]
+class _MomentExchange:
+    """What processes tell each other in mid-step: moments of a session's clips, or that memory ran out.
+
+    A process that is out of memory keeps its part of every exchange until all of them know.
+    """
+
+    def __init__(self, encoder: Encoder, config: GradientConfig) -> None:
+        self._ranks = config.ranks
+        self._device = next(encoder.parameters()).device
+        self._is_used = config.loss.needs_whole_batch and config.ranks.world_size > 1
+        self._out_of_memory = False
+        self._has_met = False
+
+    @contextmanager
+    def watching(self, batch: ClipBatch) -> Iterator[None]:
+        """Compute a batch, and note when there is not enough memory for it."""
+        self._has_met = False
+        try:
+            yield
+        except (MemoryError, RuntimeError) as error:
+            is_known = isinstance(error, SharedOutOfMemoryError)
+            if is_known or self._ranks.world_size == 1 or not is_out_of_memory(error):
+                raise
+            self._out_of_memory = True
+        if self._out_of_memory and not self._has_met:
+            self._give_up(batch)
+
+    def passes_over(self, batch: ClipBatch) -> bool:
+        """Tell whether a batch need not be computed, because an earlier one did not fit."""
+        if self._out_of_memory:
+            self._give_up(batch)
+        return self._out_of_memory
+
+    def _give_up(self, batch: ClipBatch) -> None:
+        if self._is_used:
+            assert batch.responses is not None
+            self._gather(torch.full((6, batch.responses.shape[1]), -1.0, device=self._device))
+
+    def end(self) -> None:
+        """Agree on whether every process had enough memory."""
+        if is_any(self._out_of_memory, ranks=self._ranks, device=self._device):
+            raise SharedOutOfMemoryError("a process of the run is out of memory")
+
+    def elsewhere(self, own: Sequence[BatchMoments]) -> list[BatchMoments]:
+        """Return the moments of the same session's clips in the other processes."""
+        if not self._is_used:
+            return []
+        merged = own[0]
+        for part in own[1:]:
+            merged = merged.merge(part)
+        self._has_met = True
+        gathered = self._gather(merged.pack().contiguous())
+        return [BatchMoments.unpack(other) for rank, other in enumerate(gathered) if rank != self._ranks.rank]
+
+    def _gather(self, packed: Tensor) -> list[Tensor]:
+        gathered = [torch.empty_like(packed) for _ in range(self._ranks.world_size)]
+        dist.all_gather(gathered, packed)
+        if any(float(other[0, 0]) < 0 for other in gathered):
+            raise SharedOutOfMemoryError("a process of the run is out of memory")
+        return gathered

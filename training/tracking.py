@@ -17,6 +17,9 @@ from training.spool import EVENTS_FILE, Spool
 logger = logging.getLogger(__name__)
 
 RUN_TAG = "striate.run"
+PARENT_TAG = "striate.parent"
+"""Our name of the run that a run is shown under; that one must have been sent before."""
+
 _BATCH_EVENTS = 64
 _MAX_METRICS = 1000
 _MAX_PARAMETERS = 100
@@ -44,8 +47,59 @@ def prepare_store(uri: str, *, experiment: str) -> None:
     _MlflowSender(uri, experiment).experiment_id()
 
 
-class Tracker:
-    """Record one run.
+class Recorder:
+    """Write the events of one run into its spool; somebody else sends them.
+
+    Args:
+        folder: the run's folder; holds the spool.
+        uri: MLflow tracking URI.
+        experiment: name of the MLflow experiment.
+        run_id: our name of the run; the MLflow run is found again by it.
+        tags: further tags of the MLflow run (study, model, fold, seed, commit, data).
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        uri: str,
+        experiment: str,
+        run_id: str,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        self.spool = Spool(folder)
+        self._write("run", uri=uri, experiment=experiment, run_id=run_id, tags=dict(tags or {}))
+
+    def parameters(self, values: Mapping[str, object]) -> None:
+        """Record hyperparameters under their dotted names; the first value of a name stays."""
+        self._write("parameters", values={name: str(value) for name, value in values.items()})
+
+    def metrics(self, values: Mapping[str, float], *, step: int) -> None:
+        """Record numbers of one step (an epoch)."""
+        self._write("metrics", values=dict(values), step=step)
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Set tags."""
+        self._write("tags", values=dict(values))
+
+    def artifact(self, path: Path, *, folder: str = "") -> None:
+        """Record a file or folder; it must stay where it is until it has been sent."""
+        self._write("artifact", path=str(path.resolve()), folder=folder)
+
+    def end(self, status: str) -> None:
+        """End the run with MLflow's word: FINISHED, FAILED or KILLED."""
+        self._write("end", status=status)
+
+    def _write(self, kind: str, **fields: Any) -> None:
+        try:
+            self.spool.append({"kind": kind, "time": int(time.time() * 1000), **fields})
+        except OSError as error:
+            # A full disk must not end a run because its diary could not be written.
+            logger.warning("tracking: an event of kind %s could not be written: %s", kind, error)
+
+
+class Tracker(Recorder):
+    """Record one run, and send it from a thread of its own.
 
     Args:
         folder: the run's folder; holds the spool.
@@ -66,29 +120,12 @@ class Tracker:
         tags: Mapping[str, str] | None = None,
         retry_seconds: float = 5.0,
     ) -> None:
-        self._spool = Spool(folder)
         self._retry_seconds = retry_seconds
         self._wake = threading.Event()
         self._closing = threading.Event()
-        self._write("run", uri=uri, experiment=experiment, run_id=run_id, tags=dict(tags or {}))
+        super().__init__(folder, uri=uri, experiment=experiment, run_id=run_id, tags=tags)
         self._thread = threading.Thread(target=self._send_forever, name="tracking", daemon=True)
         self._thread.start()
-
-    def parameters(self, values: Mapping[str, object]) -> None:
-        """Record hyperparameters under their dotted names; the first value of a name stays."""
-        self._write("parameters", values={name: str(value) for name, value in values.items()})
-
-    def metrics(self, values: Mapping[str, float], *, step: int) -> None:
-        """Record numbers of one step (an epoch)."""
-        self._write("metrics", values=dict(values), step=step)
-
-    def tags(self, values: Mapping[str, str]) -> None:
-        """Set tags."""
-        self._write("tags", values=dict(values))
-
-    def artifact(self, path: Path, *, folder: str = "") -> None:
-        """Record a file or folder; it must stay where it is until it has been sent."""
-        self._write("artifact", path=str(path.resolve()), folder=folder)
 
     def finish(self, status: str, *, wait_seconds: float = 15.0) -> bool:
         """End the run and wait a bounded time for the server.
@@ -100,22 +137,18 @@ class Tracker:
         Returns:
             Whether everything has arrived; what has not stays in the spool for ``sync``.
         """
-        self._write("end", status=status)
+        self.end(status)
         deadline = time.monotonic() + wait_seconds
-        while not self._spool.is_empty and time.monotonic() < deadline and self._thread.is_alive():
+        while not self.spool.is_empty and time.monotonic() < deadline and self._thread.is_alive():
             time.sleep(0.02)
         self._closing.set()
         self._wake.set()
-        if not self._spool.is_empty:
-            logger.warning("tracking: not everything was sent; it waits in %s", self._spool.folder)
-        return self._spool.is_empty
+        if not self.spool.is_empty:
+            logger.warning("tracking: not everything was sent; it waits in %s", self.spool.folder)
+        return self.spool.is_empty
 
     def _write(self, kind: str, **fields: Any) -> None:
-        try:
-            self._spool.append({"kind": kind, "time": int(time.time() * 1000), **fields})
-        except OSError as error:
-            # A full disk must not end a run because its diary could not be written.
-            logger.warning("tracking: an event of kind %s could not be written: %s", kind, error)
+        super()._write(kind, **fields)
         self._wake.set()
 
     def _send_forever(self) -> None:
@@ -125,7 +158,7 @@ class Tracker:
             self._wake.wait(timeout=self._retry_seconds)
             self._wake.clear()
             try:
-                while not self._closing.is_set() and send_waiting(self._spool, senders):
+                while not self._closing.is_set() and send_waiting(self.spool, senders):
                     pass
                 warned = False
             except Exception as error:
@@ -216,13 +249,23 @@ class _MlflowSender:
             if found:
                 self._mlflow_runs[run_id] = found[0].info.run_id
             else:
+                tags = {**first["tags"], RUN_TAG: run_id}
+                if PARENT_TAG in tags:
+                    tags["mlflow.parentRunId"] = self._parent(experiment_id, tags[PARENT_TAG])
                 created = self.client().create_run(
-                    experiment_id,
-                    start_time=first["time"],
-                    tags={**first["tags"], RUN_TAG: run_id},
-                    run_name=run_id,
+                    experiment_id, start_time=first["time"], tags=tags, run_name=run_id
                 )
                 self._mlflow_runs[run_id] = created.info.run_id
+        return self._mlflow_runs[run_id]
+
+    def _parent(self, experiment_id: str, run_id: str) -> str:
+        if run_id not in self._mlflow_runs:
+            found = self.client().search_runs(
+                [experiment_id], f"tags.`{RUN_TAG}` = '{run_id}'", max_results=1
+            )
+            if not found:
+                raise LookupError(f"the parent run {run_id} has not been sent yet")
+            self._mlflow_runs[run_id] = found[0].info.run_id
         return self._mlflow_runs[run_id]
 
     def send(self, first: Mapping[str, Any], events: Iterable[Mapping[str, Any]]) -> None:
