@@ -2,25 +2,28 @@
 
 import argparse
 import logging
+import os
+import signal
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
 
-from data.experiment import SimulationConfig
 from data.recording import Recording
-from data.simulation import simulate
-from data.sources import open_recordings
-from hpo.driver import Driver, plan_space
-from hpo.space import Bounds
-from hpo.spaces import SPACES
-from hpo.study import PruningConfig, Study, StudyError
-from hpo.summary import summarize
-from training.names import nearest
-from training.recipes import Scale, recipe
-from training.spec import RunSpec, to_plain
+from hpo.checkpoints import CheckpointKeeper
+from hpo.cluster import run_on_ray
+from hpo.display import SearchDisplay
+from hpo.driver import Driver, Observer
+from hpo.feasibility import Feasibility, available_bytes
+from hpo.identity import StudyError
+from hpo.mirror import Mirror
+from hpo.objective import TrainingObjective
+from hpo.plan import SearchPlan, find_recordings, make_plan
+from hpo.study import Study
+from hpo.summary import summarize, write_table
+from training.tracking import default_tracking_uri, prepare_store
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 
@@ -30,104 +33,132 @@ def search_command(parsed: argparse.Namespace) -> int:
     logging.getLogger("urllib3").setLevel(logging.ERROR)
     console = Console()
     try:
-        driver = _prepare(parsed, console)
-    except (ValueError, FileNotFoundError) as error:
-        console.print(f"error: {error}", style="red", highlight=False)
-        return MISUSED
-    try:
-        driver.run(total=parsed.runs, minutes=parsed.time_budget)
-    except KeyboardInterrupt:
-        console.print(
-            "interrupted; finished runs and epochs are kept. The same command goes on.", highlight=False
+        plan = make_plan(parsed)
+        if parsed.fresh:
+            _archive(plan.folder, console)
+        recordings, source = find_recordings(parsed.recordings, parsed.root)
+        study = Study(
+            plan.folder,
+            plan.plan.space,
+            bounds=plan.bounds,
+            pruning=plan.pruning,
+            seed=plan.seed,
+            identity=plan.identity(recordings),
+            sampler=plan.sampler,
         )
+    except (ValueError, FileNotFoundError) as error:
+        _print_error(console, error)
+        return MISUSED
+    uri = default_tracking_uri(parsed.root)
+    try:
+        _print_header(console, plan, recordings, source=source, uri=uri)
+        if study.is_new:
+            study.enqueue(plan.plan.published)
+        return _search(plan, study, recordings, console=console, uri=None if parsed.no_tracking else uri)
+    except KeyboardInterrupt:
+        console.print("stopped at once; nothing that was reported is lost. The same command goes on.")
         return INTERRUPTED
     except StudyError as error:
-        console.print(f"error: {error}", style="red", highlight=False)
+        _print_error(console, error)
         return FAILED
     finally:
-        driver.study.close()
-    summarize(driver.study, console)
-    return 0 if driver.study.best() is not None else FAILED
+        study.close()
 
 
-def _prepare(parsed: argparse.Namespace, console: Console) -> Driver:
-    if parsed.space not in SPACES:
-        raise ValueError(f"space is {parsed.space!r}{nearest(parsed.space, SPACES)}")
-    scale: Scale = parsed.scale or ("full" if parsed.recordings else "demo")
-    max_epochs = parsed.max_epochs or (9 if scale == "demo" else 60)
-    pruning = PruningConfig(
-        pruner=parsed.pruner,
-        min_epochs=parsed.min_epochs or max(1, -(-max_epochs // 9)),
-        max_epochs=max_epochs,
-        reduction=parsed.reduction,
+def _search(
+    plan: SearchPlan, study: Study, recordings: Sequence[Recording], *, console: Console, uri: str | None
+) -> int:
+    keeper = CheckpointKeeper(study)
+    observers: list[Observer] = [keeper]
+    mirror = None
+    if uri is not None:
+        # Two processes that create a SQLite store at the same time break it; the driver does it first.
+        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+        if uri.startswith("sqlite"):
+            prepare_store(uri, experiment=study.space.name)
+        tags = {"select_on": plan.select_on, "scale": plan.scale, "pruner": plan.pruning.pruner}
+        mirror = Mirror(study, recordings, uri=uri, uid=study.uid, tags=tags)
+        observers.append(mirror)
+    memory = available_bytes(gpus_per_run=plan.cluster.gpus_per_run, slots=plan.cluster.slots)
+    display = SearchDisplay(study, console, plan.limits)
+    driver = Driver(
+        study,
+        plan.limits,
+        observers=[*observers, display],
+        check=Feasibility.of(recordings, memory_bytes=memory),
     )
-    base = replace(recipe(parsed.space, scale=scale), epochs=max_epochs, seed=parsed.seed)
-    bounds = Bounds(pinned=_pairs(parsed.set), narrowed=_ranges(parsed.narrow))
-    space, published = plan_space(parsed.space, SPACES[parsed.space][scale], base, bounds)
-    folder = parsed.root / "studies" / (parsed.name or f"{parsed.space}-{scale}")
-    if parsed.fresh and folder.exists():
-        archive = folder.with_name(f"{folder.name}.{time.strftime('%Y%m%d-%H%M%S')}")
-        folder.rename(archive)
-        console.print(f"the old study is now {archive}", highlight=False)
-    recordings = _recordings(parsed, console)
-    identity = {
-        "space": [parsed.space, scale, *sorted(published)],
-        "base": to_plain(space.base),
-        "bounds": [dict(bounds.pinned), {name: list(pair) for name, pair in bounds.narrowed.items()}],
-        "recordings": {recording.session: recording.fingerprint for recording in recordings},
-        "select_on": parsed.select_on,
-    }
-    study = Study(folder, space, bounds=bounds, pruning=pruning, seed=parsed.seed, identity=identity)
-    study.enqueue(published)
-    _print_header(console, space.base, recordings, folder=folder, scale=scale, pruning=pruning)
-    return Driver(study, recordings, console, select_on=parsed.select_on, root=parsed.root)
+    objective = TrainingObjective(
+        store=recordings[0].store,
+        sessions=tuple(recording.session for recording in recordings),
+        select_on=plan.select_on,
+        threads=int(plan.cluster.cpus_per_run),
+        memory_bytes=None if plan.cluster.gpus_per_run > 0 else memory,
+    )
+    with display, _stopping_gracefully(driver, console):
+        run_on_ray(driver, objective, plan.cluster, on_idle=display.refresh)
+    keeper.tidy()
+    table = write_table(study)
+    if mirror is not None:
+        mirror.close([table], finished=driver.stopping is None)
+    summarize(study, console, table=table)
+    if driver.stopping is not None:
+        console.print(f"ended early: {driver.stopping}. The same command goes on.", highlight=False)
+        return INTERRUPTED if driver.stopping == _ASKED else FAILED if "failed" in driver.stopping else 0
+    return 0 if study.best() is not None else FAILED
 
 
-def _recordings(parsed: argparse.Namespace, console: Console) -> list[Recording]:
-    sources: list[Path] = parsed.recordings or []
-    if not sources:
-        raw = parsed.root / "simulated"
-        console.print(f"no --recordings given: simulating two small mice into {raw}", highlight=False)
-        sources = simulate(raw, SimulationConfig.for_scale("demo"))
-    return open_recordings(sources, cache=parsed.root / "cache")
+_ASKED = "you asked for it"
 
 
-def _pairs(settings: Sequence[str]) -> dict[str, str]:
-    pairs = {}
-    for setting in settings:
-        name, separator, value = setting.partition("=")
-        if not separator:
-            raise ValueError(f"--set is {setting!r}, but must be NAME=VALUE")
-        pairs[name] = value
-    return pairs
+@contextmanager
+def _stopping_gracefully(driver: Driver, console: Console) -> Iterator[None]:
+    """Let the first Ctrl-C (or SIGTERM) stop at the end of the running epochs, the second at once."""
+
+    def on_signal(_number: int, _frame: object) -> None:
+        if driver.stopping is not None:
+            raise KeyboardInterrupt
+        driver.stop(_ASKED)
+        console.print("stopping when the running epochs end; press Ctrl-C again to stop at once")
+
+    before = {name: signal.signal(name, on_signal) for name in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
 
 
-def _ranges(settings: Sequence[str]) -> dict[str, tuple[float, float]]:
-    ranges = {}
-    for setting in settings:
-        name, _, span = setting.partition("=")
-        low, _, high = span.partition(":")
-        try:
-            ranges[name] = (float(low), float(high))
-        except ValueError:
-            raise ValueError(f"--narrow is {setting!r}, but must be NAME=LOW:HIGH") from None
-    return ranges
+def _archive(folder: Path, console: Console) -> None:
+    if not folder.exists():
+        return
+    archive = folder.with_name(f"{folder.name}.{time.strftime('%Y%m%d-%H%M%S')}")
+    folder.rename(archive)
+    console.print(f"the old study is now {archive}", highlight=False, soft_wrap=True)
+
+
+def _print_error(console: Console, error: Exception) -> None:
+    console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 def _print_header(
-    console: Console,
-    base: RunSpec,
-    recordings: Sequence[Recording],
-    *,
-    folder: Path,
-    scale: str,
-    pruning: PruningConfig,
+    console: Console, plan: SearchPlan, recordings: Sequence[Recording], *, source: str, uri: str
 ) -> None:
     neurons = sum(len(recording.neurons.ids) for recording in recordings)
+    cluster, pruning = plan.cluster, plan.pruning
+    unit, count = (
+        ("GPU", cluster.gpus_per_run) if cluster.gpus_per_run > 0 else ("core", cluster.cpus_per_run)
+    )
+    chosen = (
+        "" if plan.select_on == "holdout" else "; chosen on oracle as in the paper: oracle does not grade"
+    )
     lines = (
-        f"space {base.family} at {scale} scale, {pruning.pruner} between {pruning.min_epochs} and "
-        f"{pruning.max_epochs} epochs",
-        f"{len(recordings)} recordings, {neurons} neurons; study in {folder}; look at it with: make ui",
+        f"space       {plan.plan.space.name}, {len(plan.plan.ranges)} hyperparameters, "
+        f"{plan.scale} scale{chosen}",
+        f"recordings  {len(recordings)} mice, {neurons} neurons; {source}",
+        f"runs        {plan.limits.runs} in all, {cluster.slots} at a time, on {count:g} {unit} each; "
+        f"{pruning.pruner}, {pruning.min_epochs} to {pruning.max_epochs} epochs",
+        f"study       {plan.folder}",
+        f"mlflow      {uri}",
     )
     for line in lines:
-        console.print(line, highlight=False)
+        console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -1,173 +1,195 @@
-"""The driver of a search in one process: asks the study, trains, reports every epoch, tells how it ended."""
+"""The driver of a search: what is run next, when a run is stopped, when the whole search ends.
 
-import shutil
+It knows the study and whoever watches; what executes the runs (this process, or Ray in ``hpo/cluster.py``)
+calls ``next``, ``epoch`` and ``ended``.
+"""
+
+import math
 import time
-import warnings
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
-import optuna
-from optuna.trial import TrialState
-from rich.console import Console
-
-from data.recording import Recording
-from hpo.space import Ask, Bounds, SearchSpace
-from hpo.study import Asked, Study
-from training.material import SelectOn
-from training.names import flatten, nearest, with_values
-from training.reporter import Reporter, run_tags
+from hpo.identity import StudyError
+from hpo.study import Asked, Study, run_folder
 from training.results import EpochReport, Outcome, RunResult
-from training.run import run
 from training.spec import RunSpec
-from training.tracking import Tracker, default_tracking_uri, prepare_store
 
-KEPT_RUNS = 5
-"""So many of the best runs keep their checkpoints."""
+OnEpoch = Callable[[EpochReport], bool]
+Objective = Callable[[RunSpec, Path, OnEpoch], RunResult]
+"""Trains a run in a folder and goes on where the folder ends. Tells every epoch, also those from before an
+interruption, and stops when the answer is False. It is pickled into workers."""
 
-Objective = Callable[[RunSpec, Path, Callable[[EpochReport], bool]], RunResult]
-"""Trains a run in a folder, telling every epoch and stopping when told to."""
+_WATCHED_RUNS = 10
+_MANY_INFEASIBLE = 200
 
 
-def plan_space(
-    name: str, suggest: Callable[[Ask], None], base: RunSpec, bounds: Bounds
-) -> tuple[SearchSpace, dict[str, Any]]:
-    """Return the space around a run, and that run's own values of what is searched.
+class Observer(Protocol):
+    """Watches a search; called in the driver only, once for every event."""
 
-    What is pinned but not in the space changes the base run.
+    def started(self, asked: Asked) -> None:
+        """A run begins, or goes on."""
 
-    Raises:
-        ValueError: a pinned or narrowed name does not exist, or a value lies outside the space.
+    def epoch(self, number: int, report: EpochReport) -> None:
+        """A run has finished an epoch; told again after a restart."""
+
+    def ended(self, number: int, result: RunResult) -> None:
+        """A run has ended; called before the study is told, and again if the driver dies in between."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """When a search ends.
+
+    Attributes:
+        runs: in all, those of earlier drivers included; infeasible points do not count.
+        seconds: wall time of this driver; what still runs then goes on with the next driver.
+        gpu_seconds: time of GPUs used by all runs of this driver.
+        gpus_per_run: GPUs of one run.
     """
-    ask = Ask(optuna.trial.FixedTrial(flatten(base)))
-    suggest(ask)
-    outside = {key: value for key, value in bounds.pinned.items() if key not in ask.values}
-    for key in bounds.narrowed:
-        if key not in ask.values:
-            raise ValueError(f"hyperparameter is {key!r}{nearest(key, ask.values)}")
-    base = with_values(base, outside)
-    space = SearchSpace(name=name, base=base, suggest=suggest)
-    published = {key: value for key, value in ask.values.items() if key not in bounds.pinned}
-    with warnings.catch_warnings():
-        # That the recipe's own value lies outside of a narrowed range is no reason to warn.
-        warnings.simplefilter("ignore")
-        suggest(Ask(optuna.trial.FixedTrial(flatten(base)), bounds))
-    published = {key: value for key, value in published.items() if _is_inside(key, value, bounds)}
-    return space, published
 
-
-def _is_inside(name: str, value: Any, bounds: Bounds) -> bool:
-    low, high = bounds.narrowed.get(name, (value, value))
-    return bool(low <= value <= high)
+    runs: int = 20
+    seconds: float | None = None
+    gpu_seconds: float | None = None
+    gpus_per_run: float = 0.0
 
 
 class Driver:
-    """Runs a study, one run after the other.
+    """Decides for a study.
 
     Args:
-        study: what to drive.
-        recordings: sessions to train on.
-        console: where to say what happens, a line for each event.
-        select_on: what scores look at.
-        root: folder of runs; holds the MLflow store.
-        objective: trains a run; a test passes a faster one.
-        tracked: record runs in MLflow.
+        study: what is driven.
+        limits: when it ends.
+        observers: who watches.
+        check: returns why a run cannot be made on this device, or None.
     """
 
     def __init__(
         self,
         study: Study,
-        recordings: Sequence[Recording],
-        console: Console,
+        limits: Limits,
         *,
-        select_on: SelectOn = "holdout",
-        root: Path,
-        objective: Objective | None = None,
-        tracked: bool = True,
+        observers: Sequence[Observer] = (),
+        check: Callable[[RunSpec], str | None] = lambda _: None,
     ) -> None:
-        self.study, self._recordings, self._console = study, recordings, console
-        self._select_on, self._root, self._tracked = select_on, root, tracked
-        self._objective = objective or self._train
-        if tracked:
-            self._uri = default_tracking_uri(root)
-            prepare_store(self._uri, experiment=study.space.name)
+        self.study, self.limits, self._observers, self._check = study, limits, observers, check
+        self.stopping: str | None = None
+        self._started = time.monotonic()
+        self._gpu_seconds = 0.0
+        self._reports: dict[int, dict[int, EpochReport]] = {}
+        self._failures: deque[str | None] = deque(maxlen=_WATCHED_RUNS)
 
-    def run(self, *, total: int, minutes: float | None = None) -> None:
-        """Make runs until there are ``total`` or the time is up; what was interrupted goes on first."""
-        deadline = float("inf") if minutes is None else time.monotonic() + 60 * minutes
-        while time.monotonic() < deadline:
-            asked = self.study.ask(total=total)
+    def stop(self, reason: str) -> None:
+        """Start nothing more, and let every run stop at the end of its epoch, to be gone on with later."""
+        self.stopping = self.stopping or reason
+
+    def next(self) -> Asked | None:
+        """Return the next run to make, None when there is none (now, or at all)."""
+        for _ in range(_MANY_INFEASIBLE):
+            self._stop_in_time()
+            if self.stopping is not None:
+                return None
+            asked = self.study.ask(total=self.limits.runs)
             if asked is None:
-                return
-            result = self._make(asked)
-            self.study.tell(asked.number, result)
-            self._say_ended(asked.number, result)
-            self._remove_what_cannot_matter()
-        self._console.print("the time budget is used up; the same command goes on", highlight=False)
-
-    def _make(self, asked: Asked) -> RunResult:
-        folder = self._folder(asked.number)
-        if asked.spec is None:
-            return RunResult(
-                run_id=folder.name,
-                spec=self.study.space.base,
-                outcome=Outcome.INFEASIBLE,
-                score=None,
-                score_by_session={},
-                epochs=0,
-                seconds=0.0,
-                checkpoint=None,
-                error=asked.reason,
-            )
-        reporter = self._reporter(asked.spec, folder)
-
-        def on_epoch(report: EpochReport) -> bool:
-            if reporter is not None:
-                reporter.epoch(report)
-            return self.study.report(asked.number, report)
-
-        result = self._objective(asked.spec, folder, on_epoch)
-        if reporter is not None:
-            reporter.finish(result)
-        return result
-
-    def _train(self, spec: RunSpec, folder: Path, on_epoch: Callable[[EpochReport], bool]) -> RunResult:
-        return run(spec, self._recordings, folder, on_epoch=on_epoch, select_on=self._select_on)
-
-    def _reporter(self, spec: RunSpec, folder: Path) -> Reporter | None:
-        if not self._tracked:
-            return None
-        run_id = f"{self.study.folder.name}-{folder.name}"
-        tracker = Tracker(folder, uri=self._uri, experiment=self.study.space.name, run_id=run_id)
-        reporter = Reporter(tracker, folder)
-        reporter.start(spec, tags=run_tags(spec, self._recordings) | {"study": self.study.folder.name})
-        return reporter
-
-    def _folder(self, number: int) -> Path:
-        return self.study.folder / "runs" / f"{number:04d}"
-
-    def _say_ended(self, number: int, result: RunResult) -> None:
-        best = self.study.best()
-        score = "" if result.score is None else f"  correlation {result.score:.4f}"
-        reason = "" if result.error is None else f"  {result.error}"
-        leader = "" if best is None else f"  (best {best.values[0]:.4f}, run {best.number})"
-        self._console.print(
-            f"run {number:>3}  {result.outcome:<10} {result.epochs} epochs  {result.seconds:5.1f} s"
-            f"{score}{leader}{reason}",
-            highlight=False,
+                return None
+            if self._can_run(asked):
+                return asked
+        raise StudyError(
+            f"{_MANY_INFEASIBLE} points in a row cannot run on this device: narrow the space (--narrow), "
+            "use --scale demo, or a machine with more memory"
         )
 
-    def _remove_what_cannot_matter(self) -> None:
-        """Keep the checkpoints of the best finished runs; the others cannot be members or winners."""
-        finished = [trial for trial in self.study.trials() if trial.state.is_finished()]
-        # A pruned run has a value, too: its last one.
-        scored = sorted(
-            (trial for trial in finished if trial.state is TrialState.COMPLETE),
-            key=lambda trial: -trial.values[0],
+    def _can_run(self, asked: Asked) -> bool:
+        self._reports[asked.number] = {}
+        if asked.resumed and self.study.is_stopped(asked.number):
+            self._end(asked.number, self._stopped_result(asked.number))
+            return False
+        reason = asked.reason if asked.spec is None else self._check(asked.spec)
+        self._tell(lambda observer: observer.started(asked))
+        if reason is not None:
+            self._end(asked.number, self.result(asked.number, Outcome.INFEASIBLE, reason))
+        return reason is None
+
+    def epoch(self, number: int, report: EpochReport) -> bool:
+        """Pass an epoch to the study; answer whether the run goes on."""
+        if report.epoch not in self.study.trial(number).intermediate_values:
+            self._gpu_seconds += self.limits.gpus_per_run * report.seconds
+        self._reports[number][report.epoch] = report
+        self._stop_in_time()
+        self._tell(lambda observer: observer.epoch(number, report))
+        if self.study.report(number, report):
+            return self.stopping is None
+        self._end(number, self._stopped_result(number))
+        return False
+
+    def ended(self, number: int, result: RunResult) -> None:
+        """Note how a run ended, unless it was stopped from here."""
+        if number not in self.study.live:
+            return
+        if self.stopping is not None and result.outcome is Outcome.PRUNED and result.error is None:
+            self.study.leave(number)
+        else:
+            self._end(number, result)
+
+    def died(self, number: int, reason: str) -> None:
+        """Note that a run's process died too often; while stopping, leave it for the next driver."""
+        if number in self.study.live and self.stopping is None:
+            self._end(number, self.result(number, Outcome.FAILED, reason))
+
+    def folder(self, number: int) -> Path:
+        """Return the folder of a run."""
+        return run_folder(self.study.folder, number)
+
+    def run_here(self, objective: Objective) -> None:
+        """Make the runs in this process, one after the other."""
+        while (asked := self.next()) is not None:
+            assert asked.spec is not None
+            on_epoch = partial(self.epoch, asked.number)
+            self.ended(asked.number, objective(asked.spec, self.folder(asked.number), on_epoch))
+
+    def result(self, number: int, outcome: Outcome, error: str | None = None) -> RunResult:
+        """Return the result of a run that did not return one itself."""
+        reports = list(self._reports.get(number, {}).values())
+        scored = outcome is Outcome.PRUNED and bool(reports)
+        best = max(reports, key=lambda report: report.score, default=None) if scored else None
+        return RunResult(
+            run_id=self.folder(number).name,
+            spec=self.study.space.base,
+            outcome=outcome,
+            score=None if best is None else best.score,
+            score_by_session={} if best is None else best.score_by_session,
+            epochs=len(reports),
+            seconds=sum(report.seconds for report in reports),
+            checkpoint=None,
+            error=error,
         )
-        kept = {trial.number for trial in scored[:KEPT_RUNS]}
-        for trial in finished:
-            checkpoints = self._folder(trial.number) / "checkpoints"
-            doomed = [] if trial.number not in kept else list(checkpoints.glob("state-*"))
-            for folder in [checkpoints] if trial.number not in kept else doomed:
-                shutil.rmtree(folder, ignore_errors=True)
+
+    def _stopped_result(self, number: int) -> RunResult:
+        scores = self.study.trial(number).intermediate_values.values()
+        error = None if all(map(math.isfinite, scores)) else "the score is not a number"
+        return self.result(number, Outcome.PRUNED, error)
+
+    def _end(self, number: int, result: RunResult) -> None:
+        self._tell(lambda observer: observer.ended(number, result))
+        self.study.tell(number, result)
+        self._reports.pop(number, None)
+        if result.outcome is not Outcome.INFEASIBLE:
+            self._failures.append(result.error if result.outcome is Outcome.FAILED else None)
+        reasons = [reason for reason in self._failures if reason is not None]
+        if len(reasons) > _WATCHED_RUNS / 2:
+            common = Counter(reasons).most_common(1)[0][0]
+            self.stop(f"{len(reasons)} of the last {len(self._failures)} runs failed, mostly with: {common}")
+
+    def _stop_in_time(self) -> None:
+        elapsed = time.monotonic() - self._started
+        if self.limits.seconds is not None and elapsed >= self.limits.seconds:
+            self.stop("the time budget is used up")
+        if self.limits.gpu_seconds is not None and self._gpu_seconds >= self.limits.gpu_seconds:
+            self.stop("the GPU budget is used up")
+
+    def _tell(self, event: Callable[[Observer], None]) -> None:
+        for observer in self._observers:
+            event(observer)

@@ -11,36 +11,53 @@ EXAMPLES = """examples:
   python hpo/search.py vivit --set model.num_heads=4 --narrow optimizer.core_lr=0.001:0.01
   python hpo/search.py vivit                                      again: goes on where it was interrupted
 
-exit codes: 0 done, 1 every run failed, 2 wrong use, 130 interrupted (the same command goes on)
+exit codes: 0 done, 1 no run finished or too many failed, 2 wrong use, 130 interrupted (the same command
+goes on)
 """
 
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     """Read the command line; nothing heavy is imported before this is done."""
     parser = argparse.ArgumentParser(
-        description="Search the hyperparameters of a model family with TPE and Hyperband.",
+        description="Search the hyperparameters of a model family with TPE and Hyperband on Ray.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("space", help="model family whose space is searched: vivit")
+    parser.add_argument(
+        "space", help="model family whose space is searched: vivit, v1fm, dwiseneuro, factorized, gru"
+    )
     what = parser.add_argument_group("what to search")
     what.add_argument("--recordings", nargs="+", type=Path, metavar="DIR", help="default: simulated ones")
-    what.add_argument("--scale", choices=("full", "demo"), help="default: full with --recordings, else demo")
+    what.add_argument(
+        "--scale", choices=("full", "demo"), help="default: full with --recordings and a GPU, else demo"
+    )
     what.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="pin a hyperparameter")
     what.add_argument("--narrow", action="append", default=[], metavar="NAME=LO:HI", help="narrow its range")
-    what.add_argument("--select-on", choices=("holdout", "oracle"), default="holdout")
+    what.add_argument(
+        "--select-on",
+        choices=("holdout", "oracle"),
+        default="holdout",
+        help="what chooses; oracle is the paper's protocol, and then no longer grades",
+    )
     how = parser.add_argument_group("how")
     how.add_argument("--runs", type=int, default=20, help="runs in all; raising it extends a study")
-    how.add_argument("--pruner", default="hyperband", help="hyperband, median, asha or none")
+    how.add_argument("--sampler", choices=("tpe", "random"), default="tpe")
+    how.add_argument("--pruner", choices=("hyperband", "median", "asha", "none"), default="hyperband")
     how.add_argument("--min-epochs", type=int, help="default: a ninth of --max-epochs, at least 1")
     how.add_argument("--max-epochs", type=int, help="default: 9 at demo scale, 60 at full")
     how.add_argument("--reduction", type=int, default=3, help="one of so many runs survives a rung")
     how.add_argument("--seed", type=int, default=0, help="of the proposals and of all runs")
-    how.add_argument("--time-budget", type=float, metavar="MINUTES", help="start no run after this time")
+    how.add_argument("--time-budget", type=float, metavar="MINUTES", help="stop gracefully after this time")
+    how.add_argument("--gpu-hours", type=float, metavar="HOURS", help="stop gracefully after this GPU time")
     where = parser.add_argument_group("where")
+    where.add_argument("--max-concurrent", type=int, metavar="N", help="runs at a time (default: what fits)")
+    where.add_argument("--gpus-per-run", type=float, help="default: 1 where there are GPUs")
+    where.add_argument("--address", help="of a running Ray cluster (default: Ray on this machine)")
     where.add_argument("--root", type=Path, default=Path("runs"), help="folder of studies (default: runs)")
     where.add_argument("--name", help="name of the study (default: space and scale)")
     where.add_argument("--fresh", action="store_true", help="archive the study of this name, start anew")
+    where.add_argument("--no-tracking", action="store_true", help="do not mirror the study in MLflow")
+    where.add_argument("--verbose", action="store_true", help="show what Ray writes")
     return parser.parse_args(arguments)
 
 

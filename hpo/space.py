@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from training.names import nearest, parse, with_values
+from training.names import flatten, nearest, parse, with_values
 from training.spec import RunSpec
 
 Value = bool | int | float | str
@@ -122,6 +122,36 @@ def _listed(choices: tuple[Value, ...]) -> str:
     return ", ".join(map(str, choices))
 
 
+class Known:
+    """Answers with known values, and remembers what was asked: the ranges of a space around a run.
+
+    Args:
+        values: answer by dotted name.
+
+    Attributes:
+        ranges: what was asked for, in words, by dotted name.
+    """
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._values = values
+        self.ranges: dict[str, str] = {}
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
+        """Return the known whole number."""
+        self.ranges[name] = f"{low} to {high}" + (f" step {step}" if step > 1 else "") + " log" * log
+        return int(self._values[name])
+
+    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
+        """Return the known number."""
+        self.ranges[name] = f"{low:g} to {high:g}" + " log" * log
+        return float(self._values[name])
+
+    def suggest_categorical(self, name: str, choices: Any) -> Any:
+        """Return the known choice."""
+        self.ranges[name] = _listed(choices)
+        return self._values[name]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchSpace:
     """What a study searches.
@@ -145,3 +175,46 @@ class SearchSpace:
         ask = Ask(optuna_trial, bounds)
         self.suggest(ask)
         return with_values(self.base, ask.values)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpacePlan:
+    """A space around a run, within what the user has fixed.
+
+    Attributes:
+        space: what is searched.
+        published: the run's own values of what is searched, where they lie inside of narrowed ranges.
+        ranges: the space in words, by dotted name; another version of the space has others.
+    """
+
+    space: SearchSpace
+    published: Mapping[str, Value]
+    ranges: Mapping[str, str]
+
+
+def plan_space(name: str, suggest: Callable[[Ask], None], base: RunSpec, bounds: Bounds) -> SpacePlan:
+    """Return the space around a run. What is pinned but not in the space changes the run itself.
+
+    Raises:
+        ValueError: a pinned or narrowed name does not exist, or a value lies outside the space.
+    """
+    known = Known(flatten(base))
+    ask = Ask(known)
+    suggest(ask)
+    for key in bounds.narrowed:
+        if key not in ask.values:
+            raise ValueError(f"hyperparameter is {key!r}{nearest(key, ask.values)}")
+    base = with_values(base, {key: value for key, value in bounds.pinned.items() if key not in ask.values})
+    # Refuses what lies outside.
+    suggest(Ask(Known(flatten(base)), bounds))
+    published = {
+        key: value
+        for key, value in ask.values.items()
+        if key not in bounds.pinned and _is_inside(value, bounds.narrowed.get(key))
+    }
+    space = SearchSpace(name=name, base=base, suggest=suggest)
+    return SpacePlan(space=space, published=published, ranges=known.ranges)
+
+
+def _is_inside(value: Any, narrowed: tuple[float, float] | None) -> bool:
+    return narrowed is None or bool(narrowed[0] <= value <= narrowed[1])

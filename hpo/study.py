@@ -6,68 +6,25 @@ was reported before is not reported again.
 """
 
 import fcntl
-import hashlib
-import json
 import math
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
-from optuna.samplers import TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
+from hpo.identity import StudyError, require_same
+from hpo.pruning import PruningConfig
+from hpo.sampler import SeededSampler
 from hpo.space import Bounds, SearchSpace
 from training.results import EpochReport, Outcome, RunResult
 from training.spec import RunSpec
 
-PRUNERS = ("hyperband", "median", "asha", "none")
-
-
-class StudyError(ValueError):
-    """A study that cannot be used; the message says what differs and what to do."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PruningConfig:
-    """When runs that do badly are stopped.
-
-    Attributes:
-        pruner: Hyperband (brackets of successive halving), median of the others, ASHA (one bracket), or none.
-        min_epochs: no run is stopped before it has trained so many.
-        max_epochs: epochs of a run that is never stopped.
-        reduction: one of so many runs survives a rung.
-    """
-
-    pruner: str = "hyperband"
-    min_epochs: int = 1
-    max_epochs: int = 9
-    reduction: int = 3
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be pruned by."""
-        if self.pruner not in PRUNERS:
-            raise ValueError(f"pruner is {self.pruner!r}, but must be one of {', '.join(PRUNERS)}")
-        if not 1 <= self.min_epochs <= self.max_epochs:
-            raise ValueError(
-                f"min_epochs is {self.min_epochs}, but must be from 1 to max_epochs, {self.max_epochs}"
-            )
-        if self.reduction < 2:
-            raise ValueError(f"reduction is {self.reduction}, but must be at least 2")
-
-    def build(self) -> BasePruner:
-        """Return Optuna's pruner."""
-        if self.pruner == "hyperband":
-            return HyperbandPruner(
-                min_resource=self.min_epochs, max_resource=self.max_epochs, reduction_factor=self.reduction
-            )
-        if self.pruner == "asha":
-            return SuccessiveHalvingPruner(min_resource=self.min_epochs, reduction_factor=self.reduction)
-        if self.pruner == "median":
-            return MedianPruner(n_startup_trials=5, n_warmup_steps=self.min_epochs)
-        return NopPruner()
+DATABASE_FILE = "study.db"
+_STOPPED = "stopped_at"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,11 +34,15 @@ class Asked:
     Attributes:
         number: of the run; names its folder.
         spec: what to run; None where the values cannot work together.
-        reason: why they cannot.
+        values: what was asked for, by dotted name.
+        resumed: it was begun by a driver that ended before the run did.
+        reason: why the values cannot work.
     """
 
     number: int
     spec: RunSpec | None
+    values: Mapping[str, Any]
+    resumed: bool = False
     reason: str | None = None
 
 
@@ -96,6 +57,7 @@ class Study:
         seed: of the sampler; the proposal for run k is a function of it, k and the results so far.
         identity: what results depend on besides the space (recordings, selection); must be the same when the
             study is opened again.
+        sampler: ``tpe`` or ``random``.
 
     Raises:
         StudyError: another process is driving the study, or it was made for something else.
@@ -110,95 +72,94 @@ class Study:
         pruning: PruningConfig,
         seed: int,
         identity: Mapping[str, Any],
+        sampler: str = "tpe",
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.space, self.bounds, self.seed = folder, space, bounds, seed
-        self._lock = (folder / "lock").open("w")
+        self.folder, self.space, self.bounds, self.pruning = folder, space, bounds, pruning
+        self._lock = _locked(folder)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            require_same(folder, identity)
+        except StudyError:
             self._lock.close()
-            raise StudyError(
-                f"study {folder} is being driven by another process; wait for it, or use --name"
-            ) from None
-        self._require_same(identity)
+            raise
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._pruner = pruning.build()
+        # Hyperband's brackets are a hash of this name: not of the folder's, so that the same seed in another
+        # folder searches the same way.
         self._study = optuna.create_study(
-            storage=f"sqlite:///{folder.resolve() / 'study.db'}",
-            study_name=folder.name,
-            direction="maximize",
+            storage=storage_url(folder),
+            study_name=space.name,
+            sampler=SeededSampler(seed, kind=sampler),
             pruner=self._pruner,
+            direction="maximize",
             load_if_exists=True,
         )
         self._live: dict[int, optuna.Trial] = {}
         self._orphans = [trial.number for trial in self._study.get_trials(states=(TrialState.RUNNING,))]
+        self._num_runs = sum(
+            trial.state.is_finished() and not is_infeasible(trial) for trial in self.trials()
+        )
 
     def close(self) -> None:
         """Let another process drive the study."""
         self._lock.close()
 
-    def _require_same(self, identity: Mapping[str, Any]) -> None:
-        path = self.folder / "identity.json"
-        wanted = json.loads(json.dumps(identity))
-        if not path.exists():
-            path.write_text(json.dumps(wanted, indent=2))
-            return
-        found = json.loads(path.read_text())
-        different = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
-        if different:
-            self._lock.close()
-            raise StudyError(
-                f"study {self.folder} was made with another {', '.join(different)}: "
-                "use --fresh to archive it, or --name for a new one"
-            )
-
     def enqueue(self, values: Mapping[str, Any]) -> None:
-        """Make known values the next run to be asked for, once in the life of the study."""
-        if not self._study.get_trials():
-            self._study.enqueue_trial(dict(values))
+        """Make known values a run to be asked for next, once in the life of the study."""
+        self._study.enqueue_trial(dict(values), skip_if_exists=True)
+
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing has been asked or enqueued yet."""
+        return not self._study.get_trials(deepcopy=False)
+
+    @property
+    def name(self) -> str:
+        """Name in the storage."""
+        return self._study.study_name
 
     def ask(self, *, total: int) -> Asked | None:
-        """Return the next run: first those that a dead driver left, then new ones, None after ``total``."""
-        if self._orphans:
-            number = self._orphans.pop(0)
-            trial = optuna.Trial(self._study, self.trial(number)._trial_id)
-        elif self._counted() < total:
-            self._require_feasible(total)
-            number = len(self._study.get_trials(deepcopy=False))
-            self._study.sampler = TPESampler(seed=_ask_seed(self.seed, number), n_startup_trials=8)
+        """Return the next run: first those that a dead driver left, then new ones, None after ``total``.
+
+        Infeasible points are not counted: they take no run's place.
+        """
+        resumed = bool(self._orphans)
+        if resumed:
+            trial = optuna.Trial(self._study, self.trial(self._orphans.pop(0))._trial_id)
+        elif self._num_runs + len(self._live) < total:
             trial = self._study.ask()
-            number = trial.number
         else:
             return None
-        self._live[number] = trial
+        self._live[trial.number] = trial
         try:
-            return Asked(number=number, spec=self.space.spec(trial, self.bounds))
+            spec, reason = self.space.spec(trial, self.bounds), None
         except ValueError as error:
-            return Asked(number=number, spec=None, reason=str(error))
+            spec, reason = None, str(error)
+        return Asked(number=trial.number, spec=spec, values=trial.params, resumed=resumed, reason=reason)
 
-    def _require_feasible(self, total: int) -> None:
-        infeasible = sum(is_infeasible(trial) for trial in self._study.get_trials(deepcopy=False))
-        if infeasible > max(100, 10 * total):
-            raise StudyError(f"{infeasible} points of study {self.folder} cannot be run: pin or narrow less")
-
-    def _counted(self) -> int:
-        # An infeasible point takes nobody's place.
-        trials = self._study.get_trials(deepcopy=False)
-        return sum(trial.state.is_finished() and not is_infeasible(trial) for trial in trials) + len(
-            self._live
-        )
+    def is_stopped(self, number: int) -> bool:
+        """Whether the pruner had decided to stop a run, though the driver died before it was told so."""
+        return _STOPPED in self.trial(number).user_attrs
 
     def report(self, number: int, report: EpochReport) -> bool:
         """Store an epoch's score, unless it is stored already, and answer whether to go on."""
         trial = self._live[number]
-        if report.epoch not in self.trial(number).intermediate_values:
-            trial.report(report.score, report.epoch)
-        return not self._pruner.prune(self._study, self.trial(number))
+        if report.epoch in self.trial(number).intermediate_values:
+            return True
+        trial.report(report.score, report.epoch)
+        # A run that has trained all its epochs is not stopped any more: it has finished.
+        last = report.epoch >= self.space.base.epochs
+        if not math.isfinite(report.score):
+            stop = True
+        else:
+            stop = not last and self._pruner.prune(self._study, self.trial(number))
+        if stop:
+            trial.set_user_attr(_STOPPED, report.epoch)
+        return not stop
 
     def tell(self, number: int, result: RunResult) -> None:
         """Store how a run ended; a partial or missing score never counts as a finished one."""
-        trial = self._live.pop(number)
+        trial = self._live[number]
         trial.set_user_attr("outcome", str(result.outcome))
         trial.set_user_attr("seconds", result.seconds)
         if result.error is not None:
@@ -208,10 +169,30 @@ class Study:
         elif result.outcome is Outcome.PRUNED:
             self._study.tell(trial, state=TrialState.PRUNED)
         elif result.outcome is Outcome.INFEASIBLE:
+            # Infeasible points rank behind all others in TPE, whatever their values.
             trial.set_constraint("infeasible", 1.0)
             self._study.tell(trial, state=TrialState.PRUNED)
         else:
             self._study.tell(trial, state=TrialState.FAIL)
+        del self._live[number]
+        self._num_runs += result.outcome is not Outcome.INFEASIBLE
+
+    def leave(self, number: int) -> None:
+        """Leave a live run as it is; the next driver, or the next ``ask``, goes on with it."""
+        del self._live[number]
+        self._orphans.append(number)
+
+    @property
+    def uid(self) -> str:
+        """Short random name that tells this study from others in a folder of the same name."""
+        if "uid" not in self._study.user_attrs:
+            self._study.set_user_attr("uid", secrets.token_hex(3))
+        return str(self._study.user_attrs["uid"])
+
+    @property
+    def live(self) -> tuple[int, ...]:
+        """Numbers of the runs that were asked for and have not ended."""
+        return tuple(self._live)
 
     def trial(self, number: int) -> FrozenTrial:
         """Return what is stored of a run."""
@@ -219,12 +200,22 @@ class Study:
 
     def trials(self) -> list[FrozenTrial]:
         """Return what is stored of all runs, by number."""
-        return self._study.get_trials(deepcopy=True)
+        return self._study.get_trials(deepcopy=False)
 
     def best(self) -> FrozenTrial | None:
         """Return the finished run of the highest score."""
-        finished = [trial for trial in self.trials() if trial.state is TrialState.COMPLETE]
-        return max(finished, key=lambda trial: trial.values[0], default=None)
+        return best_of(self.trials())
+
+
+def best_of(trials: list[FrozenTrial]) -> FrozenTrial | None:
+    """Return the finished run of the highest score."""
+    return next(iter(ranked(trials)), None)
+
+
+def ranked(trials: list[FrozenTrial]) -> list[FrozenTrial]:
+    """Return the finished runs, the highest score first; runs that were stopped have no final score."""
+    finished = [trial for trial in trials if trial.state is TrialState.COMPLETE]
+    return sorted(finished, key=lambda trial: -trial.values[0])
 
 
 def is_infeasible(trial: FrozenTrial) -> bool:
@@ -232,6 +223,28 @@ def is_infeasible(trial: FrozenTrial) -> bool:
     return trial.user_attrs.get("outcome") == str(Outcome.INFEASIBLE)
 
 
-def _ask_seed(seed: int, number: int) -> int:
-    digest = hashlib.sha256(f"{seed}:{number}".encode()).digest()
-    return int.from_bytes(digest[:4], "big")
+def outcome_of(trial: FrozenTrial) -> str:
+    """Return a run's outcome in our words; ``running`` for one that has not ended."""
+    return str(trial.user_attrs.get("outcome", trial.state.name.lower()))
+
+
+def storage_url(folder: Path) -> str:
+    """Return the storage's address, as Optuna's other tools take it."""
+    return f"sqlite:///{(folder / DATABASE_FILE).resolve()}"
+
+
+def run_folder(folder: Path, number: int) -> Path:
+    """Return the folder of one of a study's runs."""
+    return folder / "runs" / f"{number:04d}"
+
+
+def _locked(folder: Path) -> Any:
+    lock = (folder / "lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise StudyError(
+            f"study {folder} is being driven by another process: wait for its end, or use --name for another"
+        ) from None
+    return lock

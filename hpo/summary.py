@@ -4,65 +4,79 @@ import csv
 from collections import Counter
 from pathlib import Path
 
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 from rich.console import Console
 from rich.table import Table
 
-from hpo.study import Study
+from hpo.study import Study, outcome_of, ranked
 
 SHOWN = 5
 
 
-def summarize(study: Study, console: Console) -> None:
-    """Print the best runs, how all of them ended and what to do next; write ``runs.csv``."""
+def summarize(study: Study, console: Console, *, table: Path) -> None:
+    """Print the best runs, how all of them ended and what to do next.
+
+    Args:
+        study: what was searched.
+        console: where to print.
+        table: file of all runs.
+    """
     trials = study.trials()
-    finished = sorted(
-        (trial for trial in trials if trial.state is TrialState.COMPLETE), key=lambda trial: -trial.values[0]
-    )
-    table = Table(title=f"{study.folder.name}: best runs, hold-out single-trial correlation")
-    for column in ("run", "correlation", "epochs", "batch", "core lr", "embedding", "heads"):
-        table.add_column(column, justify="right")
-    for trial in finished[:SHOWN]:
-        table.add_row(*_row(trial))
-    console.print(table)
-    outcomes = Counter(trial.user_attrs.get("outcome", trial.state.name.lower()) for trial in trials)
+    best = ranked(trials)
+    if best:
+        console.print(_best_table(study, best[:SHOWN]))
+    outcomes = Counter(outcome_of(trial) for trial in trials)
     epochs = sum(len(trial.intermediate_values) for trial in trials)
-    console.print(
-        f"{', '.join(f'{count} {outcome}' for outcome, count in outcomes.items())}; "
-        f"{epochs} epochs, {len(trials) * study.space.base.epochs} without pruning",
-        highlight=False,
-    )
-    published = next((trial for trial in finished if trial.number == 0), None)
-    if published is not None and finished:
-        console.print(
-            f"the recipe's own values (run 0): {published.values[0]:.4f}; best: {finished[0].values[0]:.4f}",
-            highlight=False,
+    seconds = sum(trial.user_attrs.get("seconds", 0.0) for trial in trials)
+    counted = ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items()))
+    lines = [
+        f"{counted}; {epochs} epochs instead of {len(trials) * study.space.base.epochs}, "
+        f"{seconds / 60:.1f} min of training",
+        f"all runs: {table}",
+    ]
+    if best and best[0].number != 0 and trials[0].values:
+        lines.insert(
+            0,
+            f"published values (run 0): {trials[0].values[0]:.4f}; best (run {best[0].number}): "
+            f"{best[0].values[0]:.4f}",
         )
-    path = write_table(study, trials)
-    console.print(
-        f"all runs: {path}\nnext: make ui   (curves and pictures of every run)\n"
-        f"      make search ARGS='--runs {2 * max(len(trials), 10)}'   (goes on with this study)",
-        highlight=False,
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _best_table(study: Study, trials: list[FrozenTrial]) -> Table:
+    table = Table(
+        title=f"{study.folder.name}: best runs, hold-out single-trial correlation", title_justify="left"
     )
+    for column in ("run", "correlation", "epochs", "batch", "core lr", "readout lr"):
+        table.add_column(column, justify="right")
+    for trial in trials:
+        table.add_row(*_row(trial))
+    return table
 
 
-def write_table(study: Study, trials: list[FrozenTrial]) -> Path:
+def write_table(study: Study) -> Path:
     """Write one row per run: number, outcome, score, epochs, seconds, hyperparameters."""
+    return write_rows(study.trials(), study.folder / "runs.csv")
+
+
+def write_rows(trials: list[FrozenTrial], path: Path) -> Path:
+    """Write one row per run to a file."""
     names = sorted({name for trial in trials for name in trial.params})
-    path = study.folder / "runs.csv"
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["run", "outcome", "score", "epochs", "seconds", *names])
+        writer.writerow(["run", "outcome", "score", "epochs", "last_score", "seconds", "reason", *names])
         for trial in trials:
-            score = trial.values[0] if trial.values else ""
-            attributes = trial.user_attrs
+            curve = trial.intermediate_values
             writer.writerow(
                 [
                     trial.number,
-                    attributes.get("outcome", trial.state.name.lower()),
-                    score,
-                    len(trial.intermediate_values),
-                    attributes.get("seconds", ""),
+                    outcome_of(trial),
+                    trial.values[0] if trial.values else "",
+                    len(curve),
+                    curve[max(curve)] if curve else "",
+                    trial.user_attrs.get("seconds", ""),
+                    trial.user_attrs.get("reason", ""),
                     *[trial.params.get(name, "") for name in names],
                 ]
             )
@@ -70,7 +84,7 @@ def write_table(study: Study, trials: list[FrozenTrial]) -> Path:
 
 
 def _row(trial: FrozenTrial) -> list[str]:
-    names = ("loader.batch_size", "optimizer.core_lr", "model.embedding_dim", "model.num_heads")
+    names = ("loader.batch_size", "optimizer.core_lr", "optimizer.readout_lr")
     values = [trial.params.get(name, "-") for name in names]
-    shown = [f"{value:.4f}" if isinstance(value, float) else str(value) for value in values]
+    shown = [f"{value:.2g}" if isinstance(value, float) else str(value) for value in values]
     return [str(trial.number), f"{trial.values[0]:.4f}", str(len(trial.intermediate_values)), *shown]

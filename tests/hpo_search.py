@@ -2,15 +2,14 @@
 
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rich.console import Console
-
-from hpo.driver import Driver, plan_space
-from hpo.space import Bounds
+from hpo.driver import Driver, Limits
+from hpo.pruning import PruningConfig
+from hpo.space import Bounds, plan_space
 from hpo.spaces import SPACES
-from hpo.study import PruningConfig, Study
+from hpo.study import Study
 from training.recipes import recipe
 from training.results import EpochReport, Outcome, RunResult
 
@@ -21,82 +20,94 @@ def score_of(spec, epoch):
     return 0.3 - abs(spec.optimizer.core_lr - 0.002) * 20 + 0.01 * epoch
 
 
-def make_objective(log, *, seconds=0.0, outcome=Outcome.FINISHED):
-    """Every epoch that is trained leaves a line in ``log``; a run resumes from the lines it left."""
+def make_report(spec, epoch, score=None):
+    score = score_of(spec, epoch) if score is None else score
+    return EpochReport(
+        epoch=epoch,
+        loss=1.0,
+        score=score,
+        score_by_session={"a": score},
+        best_score=score,
+        rate=0.1,
+        seconds=0.0,
+        clips_per_second=1.0,
+        peak_memory_bytes=1,
+    )
 
-    def objective(spec, folder, on_epoch):
+
+def make_result(spec, folder, outcome, *, epochs, error=None):
+    return RunResult(
+        run_id=folder.name,
+        spec=spec,
+        outcome=outcome,
+        score=score_of(spec, epochs) if outcome in (Outcome.FINISHED, Outcome.PRUNED) else None,
+        score_by_session={},
+        epochs=epochs,
+        seconds=0.0,
+        checkpoint=None,
+        error=error,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FastObjective:
+    """Every epoch that is trained leaves a line in ``log``; a run goes on from the lines in its folder.
+
+    As the real objective, it tells the epochs again that it has trained before.
+    """
+
+    log: Path
+    seconds: float = 0.0
+    outcome: Outcome = Outcome.FINISHED
+    epochs: int = EPOCHS
+
+    def __call__(self, spec, folder, on_epoch):
         folder.mkdir(parents=True, exist_ok=True)
         trained = folder / "epochs"
         done = len(trained.read_text().split()) if trained.exists() else 0
-        go_on, epoch = True, done
-        while go_on and epoch < EPOCHS:
-            epoch += 1
-            time.sleep(seconds)
-            with trained.open("a") as file:
-                file.write(f"{epoch}\n")
-            with log.open("a") as file:
-                file.write(f"{folder.name} {epoch}\n")
-            go_on = on_epoch(
-                EpochReport(
-                    epoch=epoch,
-                    loss=1.0,
-                    score=score_of(spec, epoch),
-                    score_by_session={},
-                    best_score=score_of(spec, epoch),
-                    rate=0.1,
-                    seconds=0.0,
-                    clips_per_second=1.0,
-                    peak_memory_bytes=1,
-                )
-            )
-        ended = outcome if go_on else Outcome.PRUNED
-        return RunResult(
-            run_id=folder.name,
-            spec=spec,
-            outcome=ended,
-            score=None if ended is Outcome.FAILED else score_of(spec, epoch),
-            score_by_session={},
-            epochs=epoch,
-            seconds=0.0,
-            checkpoint=None,
-            error="it broke" if ended is Outcome.FAILED else None,
-        )
+        for epoch in range(1, self.epochs + 1):
+            if epoch > done:
+                time.sleep(self.seconds)
+                with trained.open("a") as file:
+                    file.write(f"{epoch}\n")
+                with self.log.open("a") as file:
+                    file.write(f"{folder.name} {epoch}\n")
+            if not on_epoch(self.report(spec, epoch)):
+                return make_result(spec, folder, Outcome.PRUNED, epochs=epoch)
+        error = None if self.outcome is Outcome.FINISHED else "it broke"
+        return make_result(spec, folder, self.outcome, epochs=self.epochs, error=error)
 
-    return objective
+    def report(self, spec, epoch):
+        return make_report(spec, epoch)
 
 
-def open_study(root, *, seed=0, bounds=None, pruner="hyperband", identity=None):
-    base = replace(recipe("vivit", scale="demo"), epochs=EPOCHS)
+def open_study(root, *, seed=0, bounds=None, pruner="hyperband", identity=None, epochs=EPOCHS):
+    base = replace(recipe("vivit", scale="demo"), epochs=epochs)
     bounds = bounds or Bounds()
-    space, published = plan_space("vivit", SPACES["vivit"]["demo"], base, bounds)
+    plan = plan_space("vivit", SPACES["vivit"]["demo"], base, bounds)
     study = Study(
         root / "study",
-        space,
+        plan.space,
         bounds=bounds,
-        pruning=PruningConfig(pruner=pruner, max_epochs=EPOCHS),
+        pruning=PruningConfig(pruner=pruner, max_epochs=epochs),
         seed=seed,
         identity=identity or {"recordings": "a"},
     )
-    study.enqueue(published)
+    if study.is_new:
+        study.enqueue(plan.published)
     return study
 
 
-def search(root, *, total, seconds=0.0, outcome=Outcome.FINISHED, **options):
+def search(root, *, total, objective=None, limits=None, observers=(), check=lambda _: None, **options):
     study = open_study(root, **options)
-    driver = Driver(
-        study,
-        [],
-        Console(quiet=True),
-        root=root,
-        objective=make_objective(root / "log", seconds=seconds, outcome=outcome),
-        tracked=False,
-    )
+    driver = Driver(study, limits or Limits(runs=total), observers=observers, check=check)
     try:
-        driver.run(total=total)
+        driver.run_here(objective or FastObjective(log=root / "log"))
         return study.trials()
     finally:
         study.close()
 
 
 if __name__ == "__main__":
-    search(Path(sys.argv[1]), total=int(sys.argv[2]), seconds=0.01)
+    root = Path(sys.argv[1])
+    search(root, total=int(sys.argv[2]), objective=FastObjective(log=root / "log", seconds=0.01))

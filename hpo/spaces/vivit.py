@@ -7,7 +7,7 @@ POSITION_ENCODINGS = ("none", "learnable", "sinusoidal")
 
 
 def suggest(ask: Ask, *, demo: bool = False) -> None:
-    """Ask for the 18 hyperparameters of Table 3, and for the readouts' own learning rate and weight decay.
+    """Ask for the 19 hyperparameters of Table 3, and for the readouts' own learning rate and weight decay.
 
     Table 3 gives one learning rate and one weight decay; the released code has another pair for readouts and
     shifters, and Table 4 ranks both, so both vary. Strides are asked for within the patch size.

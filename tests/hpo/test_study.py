@@ -8,7 +8,7 @@ from pathlib import Path
 
 import optuna
 import pytest
-from hpo_search import EPOCHS, open_study, search
+from hpo_search import EPOCHS, FastObjective, open_study, search
 from optuna.trial import TrialState
 
 from hpo.space import Ask, Bounds
@@ -97,7 +97,12 @@ def test_a_stopped_run_is_pruned_with_its_whole_curve(tmp_path):
 
 
 def test_a_failed_run_has_no_score_and_its_reason(tmp_path):
-    trials = search(tmp_path, total=2, outcome=Outcome.FAILED, pruner="none")
+    trials = search(
+        tmp_path,
+        total=2,
+        objective=FastObjective(log=tmp_path / "log", outcome=Outcome.FAILED),
+        pruner="none",
+    )
     assert [trial.state for trial in trials] == [TrialState.FAIL, TrialState.FAIL]
     assert trials[0].values is None
     assert trials[0].user_attrs["reason"] == "it broke"
@@ -120,7 +125,7 @@ def test_a_second_driver_is_refused(tmp_path):
 
 def test_a_study_of_other_recordings_is_refused(tmp_path):
     open_study(tmp_path).close()
-    with pytest.raises(StudyError, match="another recordings: use --fresh"):
+    with pytest.raises(StudyError, match="another recordings: a -> b"):
         open_study(tmp_path, identity={"recordings": "b"})
 
 

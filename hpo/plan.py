@@ -1,0 +1,171 @@
+"""What a search is made of, from its command line: space, budget, recordings, where runs execute."""
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.experiment import SimulationConfig
+from data.recording import Recording
+from data.simulation import simulate
+from data.sources import open_recordings
+from hpo.cluster import ClusterConfig
+from hpo.driver import Limits
+from hpo.pruning import PruningConfig
+from hpo.space import Bounds, SpacePlan, plan_space
+from hpo.spaces import SPACES
+from training.material import SelectOn
+from training.names import nearest
+from training.recipes import Scale, recipe
+from training.spec import to_plain
+
+EPOCHS: Mapping[str, int] = {"demo": 9, "full": 60}
+"""Epochs of a run that is never stopped, by scale."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchPlan:
+    """Everything a search needs to know before it starts.
+
+    Attributes:
+        folder: of the study.
+        scale: full or demo.
+        bounds: what the user has fixed.
+        plan: the space.
+        pruning: when runs are stopped.
+        limits: when the search ends.
+        cluster: where runs execute.
+        select_on: what scores look at.
+        seed: of proposals and runs.
+        sampler: what proposes.
+    """
+
+    folder: Path
+    scale: Scale
+    bounds: Bounds
+    plan: SpacePlan
+    pruning: PruningConfig
+    limits: Limits
+    cluster: ClusterConfig
+    select_on: SelectOn
+    seed: int
+    sampler: str
+
+    def identity(self, recordings: Sequence[Recording]) -> dict[str, Any]:
+        """Return what the study's results depend on; a study is gone on with only where it is the same."""
+        return {
+            "space": {"name": self.plan.space.name, "scale": self.scale, "ranges": dict(self.plan.ranges)},
+            "base": to_plain(self.plan.space.base),
+            "pinned": {name: str(value) for name, value in self.bounds.pinned.items()},
+            "narrowed": {name: list(pair) for name, pair in self.bounds.narrowed.items()},
+            "recordings": {recording.session: recording.fingerprint for recording in recordings},
+            "select_on": self.select_on,
+            "pruning": asdict(self.pruning),
+            "seed": self.seed,
+            "sampler": self.sampler,
+        }
+
+
+def make_plan(parsed: argparse.Namespace) -> SearchPlan:
+    """Read a search from its parsed command line.
+
+    Raises:
+        ValueError: something does not exist, or lies outside the space.
+    """
+    if parsed.space not in SPACES:
+        raise ValueError(f"space is {parsed.space!r}{nearest(parsed.space, SPACES)}")
+    scale: Scale = parsed.scale or default_scale(parsed.recordings)
+    max_epochs = parsed.max_epochs or EPOCHS[scale]
+    pruning = PruningConfig(
+        pruner=parsed.pruner,
+        min_epochs=parsed.min_epochs or max(1, -(-max_epochs // 9)),
+        max_epochs=max_epochs,
+        reduction=parsed.reduction,
+    )
+    if parsed.runs < 1:
+        raise ValueError(f"--runs is {parsed.runs}, but must be at least 1")
+    base = replace(recipe(parsed.space, scale=scale), epochs=max_epochs, seed=parsed.seed)
+    bounds = Bounds(pinned=read_pairs(parsed.set), narrowed=read_ranges(parsed.narrow))
+    cluster = _cluster(parsed, scale=scale)
+    return SearchPlan(
+        folder=parsed.root / "studies" / (parsed.name or f"{parsed.space}-{scale}"),
+        scale=scale,
+        bounds=bounds,
+        plan=plan_space(parsed.space, SPACES[parsed.space][scale], base, bounds),
+        pruning=pruning,
+        limits=Limits(
+            runs=parsed.runs,
+            seconds=None if parsed.time_budget is None else 60 * parsed.time_budget,
+            gpu_seconds=None if parsed.gpu_hours is None else 3600 * parsed.gpu_hours,
+            gpus_per_run=cluster.gpus_per_run,
+        ),
+        cluster=cluster,
+        select_on=parsed.select_on,
+        seed=parsed.seed,
+        sampler=parsed.sampler,
+    )
+
+
+def default_scale(recordings: Sequence[Path] | None) -> Scale:
+    """Return full where there are recordings and a GPU, demo elsewhere."""
+    return "full" if recordings and torch.cuda.is_available() else "demo"
+
+
+def _cluster(parsed: argparse.Namespace, *, scale: Scale) -> ClusterConfig:
+    cores, gpus = os.cpu_count() or 1, torch.cuda.device_count()
+    gpus_per_run = parsed.gpus_per_run if parsed.gpus_per_run is not None else float(gpus > 0)
+    if parsed.max_concurrent is not None:
+        slots = parsed.max_concurrent
+    elif gpus_per_run > 0:
+        slots = max(int(gpus / gpus_per_run), 1)
+    else:
+        # A small run gains nothing from a second thread, a full one gains little from a fifth.
+        slots = cores if scale == "demo" else max(cores // 4, 1)
+    slots = min(slots, parsed.runs)
+    return ClusterConfig(
+        slots=slots,
+        cpus_per_run=max(cores // max(slots, 1), 1),
+        gpus_per_run=gpus_per_run,
+        address=parsed.address,
+        verbose=parsed.verbose,
+    )
+
+
+def find_recordings(sources: Sequence[Path] | None, root: Path) -> tuple[list[Recording], str]:
+    """Open the recordings, or simulate two small mice once where none are given; and say which."""
+    if sources:
+        return open_recordings(sources, cache=root / "cache"), ", ".join(map(str, sources))
+    raw = root / "recordings-demo"
+    config = SimulationConfig.for_scale("demo")
+    folders = simulate(raw, config)
+    return open_recordings(folders, cache=root / "cache"), f"simulated (none were given), in {raw}"
+
+
+def read_pairs(settings: Sequence[str]) -> dict[str, str]:
+    """Read ``NAME=VALUE`` settings."""
+    pairs = {}
+    for setting in settings:
+        name, separator, value = setting.partition("=")
+        if not separator:
+            raise ValueError(f"--set is {setting!r}, but must be NAME=VALUE, such as model.num_heads=4")
+        pairs[name] = value
+    return pairs
+
+
+def read_ranges(settings: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """Read ``NAME=LOW:HIGH`` settings."""
+    ranges = {}
+    for setting in settings:
+        name, _, span = setting.partition("=")
+        low, _, high = span.partition(":")
+        try:
+            ranges[name] = (float(low), float(high))
+        except ValueError:
+            raise ValueError(
+                f"--narrow is {setting!r}, but must be NAME=LOW:HIGH, such as model.num_heads=2:8"
+            ) from None
+    return ranges
