@@ -1,11 +1,14 @@
 """Attention with a bias that is learned and shared by many windows."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
+
+from models.alike import alike
 
 CHUNK_BYTES = 4 * 2**20
 """Attention weights worked on at a time on the CPU, so that they stay in its cache (2-10 MB are alike)."""
@@ -37,8 +40,11 @@ class _ChunkedAttention(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
         attended = torch.empty(query.shape, dtype=query.dtype)
         for part in _chunks(query, bias):
-            weights = _weights(query[part], key[part], bias)
-            torch.bmm(weights, value[part].flatten(0, 1), out=attended[part].flatten(0, 1))
+            torch.bmm(
+                _weights(query[part], key[part], bias),
+                value[part].flatten(0, 1),
+                out=attended[part].flatten(0, 1),
+            )
         ctx.save_for_backward(query, key, value, bias)
         return attended
 
@@ -49,23 +55,32 @@ class _ChunkedAttention(torch.autograd.Function):
         # Sums over windows, in which half precision would lose digits.
         grad_bias = torch.zeros(bias.shape, dtype=torch.promote_types(bias.dtype, torch.float32))
         for part in _chunks(query, bias):
-            q, k, v, grad = (x[part].flatten(0, 1) for x in (query, key, value, grad_outputs[0]))
-            grad_q, grad_k, grad_v = (x[part].flatten(0, 1) for x in grads)
             weights = _weights(query[part], key[part], bias)
-            torch.bmm(weights.mT, grad, out=grad_v)
-            grad_scores = torch.ops.aten._softmax_backward_data(
-                torch.bmm(grad, v.mT), weights, -1, weights.dtype
-            )
-            torch.bmm(grad_scores, k, out=grad_q)
-            torch.bmm(grad_scores.mT, q, out=grad_k)
+            inputs = [x[part].flatten(0, 1) for x in (query, key, value, grad_outputs[0])]
+            grad_scores = _put_gradients(weights, *inputs, out=[x[part].flatten(0, 1) for x in grads])
             grad_bias += grad_scores.unflatten(0, (-1, len(bias))).sum(0)
+            del weights, grad_scores
         scale = query.shape[-1] ** -0.5
         return grads[0].mul_(scale), grads[1].mul_(scale), grads[2], grad_bias.to(bias.dtype)
 
 
-def _chunks(query: Tensor, bias: Tensor) -> list[slice]:
-    size = max(1, CHUNK_BYTES // (bias.numel() * query.element_size()))
-    return [slice(start, start + size) for start in range(0, query.shape[0], size)]
+def _put_gradients(
+    weights: Tensor, query: Tensor, key: Tensor, value: Tensor, grad: Tensor, *, out: list[Tensor]
+) -> Tensor:
+    """Write the gradients of queries (but for their scale), keys and values; return that of the scores."""
+    torch.bmm(weights.mT, grad, out=out[2])
+    grad_scores: Tensor = torch.ops.aten._softmax_backward_data(
+        torch.bmm(grad, value.mT), weights, -1, weights.dtype
+    )
+    torch.bmm(grad_scores, key, out=out[0])
+    torch.bmm(grad_scores.mT, query, out=out[1])
+    return grad_scores
+
+
+def _chunks(query: Tensor, bias: Tensor) -> Iterable[slice]:
+    windows = len(query)
+    size = min(max(1, CHUNK_BYTES // (bias.numel() * query.element_size())), windows)
+    return alike([slice(start, start + size) for start in range(0, windows, size)], times=windows / size)
 
 
 def _weights(query: Tensor, key: Tensor, bias: Tensor) -> Tensor:

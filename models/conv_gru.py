@@ -1,5 +1,6 @@
 """A gated recurrent unit whose products with matrices are convolutions of maps."""
 
+from itertools import chain
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.alike import alike
 from models.fourier import FourierPlan, adjoint_kernels, conv2d, prefers_fourier
 
 
@@ -110,8 +112,8 @@ class _FourierRecurrence(torch.autograd.Function):
         candidate_spectra = plan.kernel_spectra(candidate.to(steps.dtype))
         activations = steps.clone()
         states = torch.empty_like(steps[:, :, :channels])
-        for now, activation in enumerate(activations):
-            gates, proposal = activation.split([2 * channels, channels], dim=1)
+        for now in chain([0], alike(range(1, len(activations)))):
+            gates, proposal = activations[now].split([2 * channels, channels], dim=1)
             # The first state is zero, and so is its convolution.
             before = states[now - 1] if now else torch.zeros_like(states[0])
             if now:
@@ -134,7 +136,7 @@ class _FourierRecurrence(torch.autograd.Function):
         candidate_spectra = plan.kernel_spectra(adjoint_kernels(candidate.to(dtype)))
         grads = torch.empty_like(activations)
         carried = torch.zeros_like(states[0])
-        for now in reversed(range(len(states))):
+        for now in chain(alike(range(len(states) - 1, 0, -1)), [0]):
             update, reset, proposal = activations[now].split(channels, dim=1)
             before = states[now - 1] if now else torch.zeros_like(carried)
             grad = grad_outputs[0][now] + carried
@@ -146,6 +148,7 @@ class _FourierRecurrence(torch.autograd.Function):
             if now:
                 carried = grad * (1 - update) + grad_gated * reset
                 carried += _convolved(plan, grads[now, :, : 2 * channels], gate_spectra)
+            del grad, grad_gated
         return grads, *_kernel_gradients(plan, activations, states, grads)
 
 

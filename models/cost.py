@@ -1,9 +1,10 @@
 """What a model costs before it exists: parameters, FLOPs and peak memory of a configuration.
 
-The model is built without storage and its forward (and backward) pass is traced on tensors that have a
-shape and no contents. Every operation reports its result, and a result counts for as long as something
-refers to it: the trace allocates and frees what a real run does, also under gradient checkpointing, in
-chunked kernels and in models that do not exist yet. Nothing is computed; a trace takes about a second.
+No model is built: its modules are made without storage, which is quick and needs no memory, and its forward
+(and backward) pass is traced on tensors that have a shape and no contents. Every operation reports its
+result, and a result counts for as long as something refers to it: the trace allocates and frees what a real
+run does, also under gradient checkpointing, in chunked kernels and in models that do not exist yet. Of loops
+whose passes are alike, one pass is traced. Nothing is computed; a trace takes some tenths of a second.
 """
 
 import math
@@ -19,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from models.alike import Shortening, shortened_loops
 from models.encoder import Encoder, ModelConfig, SessionSpec
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -67,10 +69,10 @@ def estimate_cost(
     encoder = _build_without_storage(config, sessions, (clip_shape[2], clip_shape[3]))
     parameters = sum(parameter.numel() for parameter in encoder.parameters() if parameter.requires_grad)
     largest = max(sessions, key=lambda session: sessions[session])
-    with FakeTensorMode():
+    with FakeTensorMode(), shortened_loops() as shortening:
         encoder._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
         clips = _clips(clip_shape)
-        trace = _Trace([*encoder.parameters(), *encoder.buffers(), *clips])
+        trace = _Trace([*encoder.parameters(), *encoder.buffers(), *clips], shortening)
         with trace:
             flops = _run(encoder.train(training), clips, session=largest, dtype=dtype, trace=trace)
         # Gradients of other sessions' readouts come from other clips, but share the step.
@@ -122,8 +124,9 @@ class _Trace(TorchDispatchMode):
         peak_bytes: most bytes alive at a time so far.
     """
 
-    def __init__(self, existing: Iterable[Tensor]) -> None:
+    def __init__(self, existing: Iterable[Tensor], shortening: Shortening) -> None:
         super().__init__()
+        self._shortening = shortening
         self._has_half_convolutions = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
         self.flops = 0
         self.peak_bytes = 0
@@ -135,6 +138,9 @@ class _Trace(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if func is torch.ops.prim.device.default:
+            # Asked for twice an operation by the tensors without contents themselves.
+            return args[0].fake_device
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         for tensor in tree_leaves(result):
@@ -142,7 +148,7 @@ class _Trace(TorchDispatchMode):
                 self._see(tensor)
         if not self._has_half_convolutions:
             self.peak_bytes = max(self.peak_bytes, self._bytes + _columns_bytes(func, args, result=result))
-        self.flops += _flops(func, args, kwargs, result=result)
+        self.flops += round(self._shortening.times * _flops(func, args, kwargs, result=result))
         return result
 
     def _see(self, tensor: Tensor) -> None:

@@ -13,6 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from models.alike import alike
+
 
 def gated_depthwise3d(
     features: Float[Tensor, "b t h w d_gated"],
@@ -77,9 +79,9 @@ def _grad_weight(features: Tensor, grad: Tensor, weight: Tensor) -> Tensor:
         first, last = max(0, -offset), min(num_frames, num_frames - offset)
         if first >= last:
             continue
-        for clip, clip_grad in zip(features, grad, strict=True):
+        for clip in alike(range(len(features))):
             total[:, :, offset + reach] += _grad_weight_2d(
-                clip[first + offset : last + offset], clip_grad[first:last], weight[:, :, 0]
+                features[clip, first + offset : last + offset], grad[clip, first:last], weight[:, :, 0]
             )
     return total
 

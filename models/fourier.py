@@ -5,7 +5,7 @@ with 9 x 9 kernels that is a twentieth of the multiplications.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -16,6 +16,8 @@ from jaxtyping import Complex, Float
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional
+
+from models.alike import alike
 
 _CHUNK_BYTES = 2**26
 
@@ -82,19 +84,18 @@ class FourierPlan:
         dtype = torch.promote_types(maps.dtype, torch.complex64)
         cross = torch.zeros(math.prod(self.half_shape), num_out, num_in, dtype=dtype, device=maps.device)
         for chunk in self.chunks(len(maps), num_in + num_out):
-            of_grad = rearrange(self.spectra(grad[chunk]), "f n d -> f d n")
-            cross.baddbmm_(of_grad.conj(), self.spectra(maps[chunk]))
+            cross.baddbmm_(self.spectra(grad[chunk]).mT.conj(), self.spectra(maps[chunk]))
         cosine, sine = _waves(self, like=maps)
         share = _shares(self, maps.dtype, maps.device)
         flat = cross.flatten(1)
         gradient = (cosine * share).t() @ flat.real - (sine * share).t() @ flat.imag
         return rearrange(gradient, "(ky kx) (d c) -> d c ky kx", ky=self.kernel, d=num_out).contiguous()
 
-    def chunks(self, num_maps: int, channels: int) -> Iterator[slice]:
+    def chunks(self, num_maps: int, channels: int) -> Iterable[slice]:
         """Cut maps into chunks whose spectra, over all ``channels``, fit into a fixed amount of memory."""
-        size = max(1, _CHUNK_BYTES // (8 * math.prod(self.half_shape) * channels))
-        for start in range(0, num_maps, size):
-            yield slice(start, min(start + size, num_maps))
+        size = min(max(1, _CHUNK_BYTES // (8 * math.prod(self.half_shape) * channels)), num_maps)
+        starts = range(0, num_maps, size)
+        return alike([slice(start, min(start + size, num_maps)) for start in starts], times=num_maps / size)
 
 
 def _waves(plan: FourierPlan, *, like: Tensor) -> tuple[Float[Tensor, "f k"], Float[Tensor, "f k"]]:

@@ -1,10 +1,12 @@
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import nn
 
+from models.alike import Shortening, alike, shortened_loops
 from models.cores.dwiseneuro import DwiseNeuroConfig
 from models.cores.factorized import FactorizedConfig
 from models.cores.gru import GRUConfig
@@ -174,6 +176,33 @@ def test_an_estimate_neither_disturbs_a_real_run_nor_is_disturbed_by_one(family,
     assert torch.isfinite(encoder(*inputs, session="a")).all()
     assert sum(p.numel() for p in encoder.parameters() if p.requires_grad) == first.parameters
     assert estimate_cost(config, {"a": 5}, clip_shape, training=training) == first
+
+
+SHORTENED = {
+    # More windows than a chunk of attention holds, more frames than a chunk of spectra.
+    "v1fm": (V1FMConfig(depth=1, levels=()), (3, 30, 36, 64)),
+    "gru": (GRUConfig(num_layers=2), (5, 16, 36, 64)),
+}
+
+
+@pytest.mark.parametrize("family", SHORTENED)
+def test_a_pass_that_stands_for_a_loop_costs_what_the_loop_costs(family, monkeypatch):
+    config, clip_shape = SHORTENED[family]
+    short = estimate_cost(config, {"a": 5}, clip_shape, training=True)
+    monkeypatch.setattr("models.cost.shortened_loops", lambda: nullcontext(Shortening()))
+    assert estimate_cost(config, {"a": 5}, clip_shape, training=True) == short
+
+
+def test_loops_are_whole_outside_of_a_trace():
+    assert list(alike(range(5))) == [0, 1, 2, 3, 4]
+    with shortened_loops() as shortening:
+        seen = [(number, shortening.times) for number in alike(range(5), times=4.5)]
+        nested = [shortening.times for _ in alike(range(3)) for _ in alike(range(2))]
+        assert list(alike([7])) == [7]
+        assert shortening.times == 1
+    assert seen == [(0, 4.5)]
+    assert nested == [6]
+    assert list(alike(range(2))) == [0, 1]
 
 
 def test_what_the_model_refuses_and_unknown_precisions_are_refused():
