@@ -202,5 +202,10 @@ def check_sessions(info: CheckpointInfo, recordings: Iterable[Recording], *, sou
             problems.append(f"{found.session} has {found.num_neurons} neurons, it has {wanted.num_neurons}")
         elif found.neurons_sha256 != wanted.neurons_sha256:
             problems.append(f"{found.session} has other neuron ids or another order of them")
+        elif found.fingerprint != wanted.fingerprint:
+            problems.append(
+                f"{found.session} has other trials or data (fingerprint {found.fingerprint[:12]}..., "
+                f"it has {wanted.fingerprint[:12]}...): use the recording it was trained on"
+            )
     if problems:
         raise CheckpointError(f"checkpoint {source} does not fit the recordings: " + "; ".join(problems))

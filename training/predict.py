@@ -36,7 +36,7 @@ def predict_trial(
     Args:
         encoder: in evaluation mode.
         trial: all frames of one trial, normalized, on the encoder's device.
-        plan: how it is cut; a plan without window length shows the encoder the whole trial.
+        plan: how it is cut (from ``plan_for``); one without window length shows the whole trial at once.
         batch_windows: windows computed at once.
         compute: precision.
 
@@ -44,7 +44,6 @@ def predict_trial(
         Predictions in the model's unit, and which frames have one.
     """
     stitcher: Stitcher | None = None
-    plan = replace(plan, lead=max(plan.lead, encoder.warmup_frames))
     for windows in _batches(plan.windows(trial.num_frames), batch_windows):
         clips = cut_windows(trial, windows)
         with torch.inference_mode(), autocast(compute, clips.video.device):
@@ -93,9 +92,7 @@ def predictions(
         Recording, trial, predictions of the trial's last ``t_out`` frames, responses of all its frames (None
         where they are withheld), both per response std.
     """
-    plan = inference.windows
-    if while_training and inference.hop_while_training is not None:
-        plan = replace(plan, hop=inference.hop_while_training)
+    plan = plan_for(inference, warmup_frames=encoder.warmup_frames, while_training=while_training)
     device = next(encoder.parameters()).device
     by_index = {
         (recording.session, trial.index): (recording, trial)
@@ -110,15 +107,15 @@ def predictions(
         normalization = normalizations[raw.session]
         with torch.inference_mode():
             normalized = normalization(clip)
-        predicted, covered = predict_trial(
+        recording, trial = by_index[raw.session, int(raw.trial[0])]
+        first, _ = predicted_frames(plan, raw.num_frames, where=f"trial {trial.index} of {raw.session}")
+        predicted, _ = predict_trial(
             encoder, normalized, plan, batch_windows=inference.batch_windows, compute=compute
         )
-        first = _first_frame(covered, raw)
         official = normalization.to_official(predicted[None], clip.frames)[0, :, first:]
         responses = normalized.responses
         if responses is not None:
             responses = normalization.to_official(responses, clip.frames)[0]
-        recording, trial = by_index[raw.session, int(raw.trial[0])]
         yield (
             recording,
             trial,
@@ -127,14 +124,38 @@ def predictions(
         )
 
 
-def _first_frame(covered: Bool[Tensor, " t"], trial: ClipBatch) -> int:
-    first = int(covered.int().argmax())
-    if not bool(covered[first:].all()):
+def plan_for(inference: InferenceConfig, *, warmup_frames: int, while_training: bool = False) -> WindowPlan:
+    """Return how trials are cut for a model: never so that its warm-up would be used.
+
+    Args:
+        inference: the plan, and the cheaper one that scores epochs.
+        warmup_frames: of the model; they lead every window.
+        while_training: take the cheaper one.
+    """
+    plan = inference.windows
+    if while_training and inference.hop_while_training is not None:
+        plan = replace(plan, hop=inference.hop_while_training)
+    return replace(plan, lead=max(plan.lead, warmup_frames))
+
+
+def predicted_frames(plan: WindowPlan, num_frames: int, *, where: str) -> tuple[int, int]:
+    """Return the first frame that a plan predicts and the frame behind the last.
+
+    Args:
+        plan: with the model's warm-up, from ``plan_for``.
+        num_frames: frames of the trial that may be predicted.
+        where: trial and session, for errors.
+
+    Raises:
+        ValueError: the trial is too short for the plan, or the plan leaves gaps.
+    """
+    covered = sorted({frame for window in plan.windows(num_frames) for frame in window.kept_frames})
+    first, stop = covered[0], covered[-1] + 1
+    if len(covered) != stop - first or stop != num_frames:
         raise ValueError(
-            f"the windows leave frames of trial {int(trial.trial[0])} of {trial.session} without a "
-            "prediction; lower inference.windows.hop"
+            f"the windows leave frames of {where} without a prediction; lower inference.windows.hop"
         )
-    return first
+    return first, stop
 
 
 def score_trials(
