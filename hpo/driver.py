@@ -115,7 +115,7 @@ class Driver:
 
     def epoch(self, number: int, report: EpochReport) -> bool:
         """Pass an epoch to the study; answer whether the run goes on."""
-        if report.epoch not in self.study.trial(number).intermediate_values:
+        if report.epoch not in self.study.curve(number):
             self._gpu_seconds += self.limits.gpus_per_run * report.seconds
         self._reports[number][report.epoch] = report
         self._stop_in_time()
@@ -168,7 +168,7 @@ class Driver:
         )
 
     def _stopped_result(self, number: int) -> RunResult:
-        scores = self.study.trial(number).intermediate_values.values()
+        scores = self.study.curve(number).values()
         error = None if all(map(math.isfinite, scores)) else "the score is not a number"
         return self.result(number, Outcome.PRUNED, error)
 

@@ -1,10 +1,12 @@
 """When runs that do badly are stopped: Optuna's pruners, and what Hyperband's brackets mean in epochs."""
 
 import binascii
+import copy
 from collections import Counter
 from dataclasses import dataclass
 
 from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner, SuccessiveHalvingPruner
+from optuna.trial import FrozenTrial
 
 PRUNERS = ("hyperband", "median", "asha", "none")
 
@@ -39,8 +41,13 @@ class PruningConfig:
     def build(self) -> BasePruner:
         """Return Optuna's pruner."""
         if self.pruner == "hyperband":
+            # Optuna uses the maximum to count brackets only, by a logarithm that falls short at exact powers
+            # (243 of 3); a maximum between two powers gives the same brackets safely.
+            largest = self.min_epochs * self.reduction ** (len(self.rungs) - 1)
             return HyperbandPruner(
-                min_resource=self.min_epochs, max_resource=self.max_epochs, reduction_factor=self.reduction
+                min_resource=self.min_epochs,
+                max_resource=largest + largest // 2,
+                reduction_factor=self.reduction,
             )
         if self.pruner == "asha":
             return SuccessiveHalvingPruner(min_resource=self.min_epochs, reduction_factor=self.reduction)
@@ -85,6 +92,21 @@ def bracket_of(study_name: str, number: int, config: PruningConfig) -> int | Non
         if place < 0:
             return bracket
     raise AssertionError("a place lies within the sum of the budgets")
+
+
+def undecided(optuna_trial: FrozenTrial, study_name: str, config: PruningConfig) -> FrozenTrial:
+    """Return a run as if nothing had been decided about its last epoch.
+
+    Optuna's successive halving notes a rung as passed before it compares the runs there, and does not compare
+    again at a rung that is noted.
+    """
+    rungs = config.rungs[bracket_of(study_name, optuna_trial.number, config) or 0]
+    ahead = {f"completed_rung_{index}" for index, rung in enumerate(rungs) if rung == optuna_trial.last_step}
+    same = copy.copy(optuna_trial)
+    same.system_attrs = {
+        name: value for name, value in optuna_trial.system_attrs.items() if name not in ahead
+    }
+    return same
 
 
 def bracket_budgets(num_brackets: int, *, reduction: int) -> list[int]:

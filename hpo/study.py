@@ -17,7 +17,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from hpo.identity import StudyError, require_same
-from hpo.pruning import PruningConfig
+from hpo.pruning import PruningConfig, undecided
 from hpo.sampler import SeededSampler
 from hpo.space import Bounds, SearchSpace
 from training.results import EpochReport, Outcome, RunResult
@@ -95,6 +95,9 @@ class Study:
             load_if_exists=True,
         )
         self._live: dict[int, optuna.Trial] = {}
+        # The storage answers slowly, and nobody else writes it.
+        self._curves: dict[int, dict[int, float]] = {}
+        self._undecided: set[int] = set()
         self._orphans = [trial.number for trial in self._study.get_trials(states=(TrialState.RUNNING,))]
         self._num_runs = sum(
             trial.state.is_finished() and not is_infeasible(trial) for trial in self.trials()
@@ -131,11 +134,18 @@ class Study:
         else:
             return None
         self._live[trial.number] = trial
+        self._curves[trial.number] = dict(self.trial(trial.number).intermediate_values) if resumed else {}
+        if resumed:
+            self._undecided.add(trial.number)
         try:
             spec, reason = self.space.spec(trial, self.bounds), None
         except ValueError as error:
             spec, reason = None, str(error)
         return Asked(number=trial.number, spec=spec, values=trial.params, resumed=resumed, reason=reason)
+
+    def curve(self, number: int) -> Mapping[int, float]:
+        """Return the scores that a live run has reported, by epoch."""
+        return self._curves[number]
 
     def is_stopped(self, number: int) -> bool:
         """Whether the pruner had decided to stop a run, though the driver died before it was told so."""
@@ -143,19 +153,30 @@ class Study:
 
     def report(self, number: int, report: EpochReport) -> bool:
         """Store an epoch's score, unless it is stored already, and answer whether to go on."""
-        trial = self._live[number]
-        if report.epoch in self.trial(number).intermediate_values:
+        curve, trial = self._curves[number], self._live[number]
+        is_stored = report.epoch in curve
+        if is_stored and (number not in self._undecided or report.epoch < max(curve)):
             return True
-        trial.report(report.score, report.epoch)
-        # A run that has trained all its epochs is not stopped any more: it has finished.
-        last = report.epoch >= self.space.base.epochs
-        if not math.isfinite(report.score):
-            stop = True
-        else:
-            stop = not last and self._pruner.prune(self._study, self.trial(number))
+        if not is_stored:
+            trial.report(report.score, report.epoch)
+            curve[report.epoch] = report.score
+        stop = self._is_to_stop(number, report)
         if stop:
             trial.set_user_attr(_STOPPED, report.epoch)
+        self._undecided.discard(number)
         return not stop
+
+    def _is_to_stop(self, number: int, report: EpochReport) -> bool:
+        if not math.isfinite(report.score):
+            return True
+        # A run that has trained all its epochs is not stopped any more: it has finished.
+        if report.epoch >= self.space.base.epochs:
+            return False
+        optuna_trial = self.trial(number)
+        if number in self._undecided:
+            # A driver may have died between the epoch and what it would have decided.
+            optuna_trial = undecided(optuna_trial, self.name, self.pruning)
+        return self._pruner.prune(self._study, optuna_trial)
 
     def tell(self, number: int, result: RunResult) -> None:
         """Store how a run ended; a partial or missing score never counts as a finished one."""
@@ -174,13 +195,17 @@ class Study:
             self._study.tell(trial, state=TrialState.PRUNED)
         else:
             self._study.tell(trial, state=TrialState.FAIL)
-        del self._live[number]
+        self._forget(number)
         self._num_runs += result.outcome is not Outcome.INFEASIBLE
 
     def leave(self, number: int) -> None:
         """Leave a live run as it is; the next driver, or the next ``ask``, goes on with it."""
-        del self._live[number]
+        self._forget(number)
         self._orphans.append(number)
+
+    def _forget(self, number: int) -> None:
+        del self._live[number], self._curves[number]
+        self._undecided.discard(number)
 
     @property
     def uid(self) -> str:
