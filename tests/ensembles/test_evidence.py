@@ -1,17 +1,11 @@
-import os
-
 import numpy as np
 import pytest
 from ensemble_pools import accumulated_score, direct_scores, make_pool
 
 from ensembles.evidence import METRICS, gather
 
+pytestmark = pytest.mark.usefixtures("quick_disk")
 TOLERANCE = 1e-6
-
-
-@pytest.fixture(autouse=True)
-def _quick_disk(monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 def gathered(pool, tmp_path, **options):
