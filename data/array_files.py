@@ -174,7 +174,13 @@ def map_array(path: Path, entry: FileEntry) -> Shaped[np.ndarray, "..."]:
     check_size(path, entry)
     if 0 in entry.shape:
         return np.zeros(entry.shape, dtype=entry.dtype)
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise StoreError(
+            f"{path} cannot be mapped as an array ({error}); "
+            "restore the file or convert its recording again into a new store"
+        ) from error
     if array.shape != entry.shape or array.dtype.name != entry.dtype:
         raise StoreError(
             f"{path} holds {array.dtype.name} {array.shape}, but must hold {entry.dtype} {entry.shape} "

@@ -194,7 +194,7 @@ def _parse_header(file: io.BufferedIOBase, name: str, size: int) -> NpyHeader:
     reader = np.lib.format.read_array_header_1_0 if version == 1 else np.lib.format.read_array_header_2_0
     try:
         shape, fortran_order, dtype = reader(rest)
-    except (ValueError, SyntaxError, TypeError) as error:
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
         raise RecordingError(f"{name} has an unreadable header: {error}") from error
     if dtype.hasobject:
         raise RecordingError(

@@ -1,11 +1,13 @@
 """What a recording is: one mouse, one imaging session, many trials of video and activity."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float, Float32, Int, Shaped
 
@@ -116,6 +118,7 @@ class Recording:
         self._trials_table = trials_table
         check_sizes(store / entry.session, entry)
         rows = read_trials(store / trials_table, session=entry.session)
+        _check_rows(rows, entry, table=store / trials_table)
         self._rows = {row.trial: row for row in rows}
         self.session = entry.session
         self.frame_rate_hz = entry.frame_rate_hz
@@ -152,6 +155,12 @@ class Recording:
             )
         first, last = row.row + start, row.row + stop
         videos = self._array(row.video_session, "videos.npy")
+        if not 0 <= row.video_row <= len(videos) - row.num_frames:
+            raise StoreError(
+                f"{self.store / self._trials_table}: the video of trial {trial.index} of {self.session} has "
+                f"{row.num_frames} frames from {row.video_row} on, but must be within the {len(videos)} of "
+                f"{row.video_session}; convert the recordings again"
+            )
         behavior = self._array(self.session, "behavior.npy")[first:last:step]
         responses = None
         if row.has_responses:
@@ -245,6 +254,27 @@ def _reopen(store: Path, session: str, trials_table: str) -> Recording:
     return Recording(store, read_manifest(store).entry(session), trials_table=trials_table)
 
 
+def _check_rows(rows: Sequence[TrialRow], entry: SessionEntry, *, table: Path) -> None:
+    """Refuse trials whose frames the session does not have: slices would silently be shorter."""
+    lengths = {name: entry.files[f"{name}.npy"].shape[0] for name in ("behavior", "responses")}
+    for row in rows:
+        places = [("row", row.row, lengths["behavior"])]
+        if row.has_responses:
+            places.append(("responses_row", row.responses_row, lengths["responses"]))
+        for name, first, length in places:
+            if row.num_frames < 1 or not 0 <= first <= length - row.num_frames:
+                raise StoreError(
+                    f"{table}: trial {row.trial} of {entry.session} has {name} {first} and {row.num_frames} "
+                    f"frames, but must be within {length}; convert the recordings again"
+                )
+        for name, value, known in (("tier", row.tier, Tier), ("stimulus", row.stimulus, Stimulus)):
+            if value not in set(known):
+                raise StoreError(
+                    f"{table}: trial {row.trial} of {entry.session} has {name} {value!r}, "
+                    f"but must have one of {', '.join(known)}"
+                )
+
+
 def _trial(row: TrialRow) -> Trial:
     return Trial(
         index=row.trial,
@@ -257,6 +287,11 @@ def _trial(row: TrialRow) -> Trial:
 
 
 def _read_neurons(path: Path) -> Neurons:
-    table = pq.read_table(path, partitioning=None)
+    try:
+        table = pq.read_table(path, partitioning=None)
+    except (pa.ArrowException, OSError) as error:
+        raise StoreError(
+            f"{path} is not a table of neurons ({error}); convert the recordings again"
+        ) from error
     coordinates = [table[f"{axis}_um"].to_numpy() for axis in "xyz"]
     return Neurons(ids=table["unit_id"].to_numpy(), coordinates_um=np.stack(coordinates, axis=1))

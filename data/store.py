@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from data.array_files import FileEntry, StoreError, check_hash, check_size, write_bytes
+from data.confined import parse_json, read_small, require_inside, require_name
 
 FORMAT = "striate-store"
 FORMAT_VERSION = 1
@@ -41,6 +42,7 @@ UNITS = {
 }
 VARIABLES = ("videos", "responses", "behavior", "pupil_center")
 STATISTICS = ("min", "max", "mean", "median", "std")
+_ELEMENT_TYPES = ("uint8", "int16", "float16", "float32")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,12 +145,18 @@ def read_manifest(store: Path) -> Manifest:
     content = _read_json(path)
     try:
         trials = content["tables"]["trials"]
+        entries = {name: _session_entry(entry, path) for name, entry in content["sessions"].items()}
+        for name, entry in entries.items():
+            if name != entry.session:
+                raise StoreError(f"{path} has session {entry.session!r} under the name {name!r}; restore it")
         return Manifest(
-            trials_table=trials["path"],
-            trials_file=_file_entry({key: trials[key] for key in ("size", "sha256")}),
-            sessions={name: _session_entry(entry) for name, entry in content["sessions"].items()},
+            trials_table=require_name(
+                trials["path"], what=f"the table of trials in {path}", error=StoreError
+            ),
+            trials_file=_file_entry({key: trials[key] for key in ("size", "sha256")}, path),
+            sessions=entries,
         )
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise StoreError(f"{path} is incomplete ({error!r}); restore it, or convert again") from error
 
 
@@ -174,7 +182,7 @@ def finished_sessions(store: Path) -> dict[str, SessionEntry]:
     Raises:
         StoreError: one of them has another format version.
     """
-    entries = [_session_entry(_read_json(path)) for path in sorted(store.glob(f"*/{SESSION_FILE}"))]
+    entries = [_session_entry(_read_json(path), path) for path in sorted(store.glob(f"*/{SESSION_FILE}"))]
     return {entry.session: entry for entry in entries if (store / entry.session / SESSION_FILE).is_file()}
 
 
@@ -229,8 +237,18 @@ def _file_fields(file: FileEntry) -> dict[str, Any]:
     return {**fields, "dtype": file.dtype, "shape": list(file.shape)} if file.is_array else fields
 
 
-def _file_entry(fields: Mapping[str, Any]) -> FileEntry:
-    return FileEntry(**{**fields, "shape": tuple(fields.get("shape", ()))})
+def _file_entry(fields: Mapping[str, Any], path: Path) -> FileEntry:
+    entry = FileEntry(**{**fields, "shape": tuple(fields.get("shape", ()))})
+    numbers = (entry.size, *entry.shape)
+    if not all(type(number) is int and number >= 0 for number in numbers):
+        raise StoreError(
+            f"{path} has size {entry.size!r} and shape {entry.shape}, but must have whole numbers"
+        )
+    if entry.dtype and entry.dtype not in _ELEMENT_TYPES:
+        raise StoreError(
+            f"{path} has element type {entry.dtype!r}, but must have one of {', '.join(_ELEMENT_TYPES)}"
+        )
+    return entry
 
 
 def _session_fields(entry: SessionEntry) -> dict[str, Any]:
@@ -239,12 +257,16 @@ def _session_fields(entry: SessionEntry) -> dict[str, Any]:
     return {**fields, "source": asdict(entry.source), "frame_shape": list(entry.frame_shape), "files": files}
 
 
-def _session_entry(fields: Mapping[str, Any]) -> SessionEntry:
+def _session_entry(fields: Mapping[str, Any], path: Path) -> SessionEntry:
+    require_name(fields["session"], what=f"a session in {path}", error=StoreError)
     return SessionEntry(
         **{name: fields[name] for name in ("session", "frame_rate_hz", "num_padded_frames", "fingerprint")},
         source=Source(**fields["source"]),
         frame_shape=(fields["frame_shape"][0], fields["frame_shape"][1]),
-        files={name: _file_entry(file) for name, file in fields["files"].items()},
+        files={
+            require_inside(name, what=f"a file in {path}", error=StoreError): _file_entry(file, path)
+            for name, file in fields["files"].items()
+        },
     )
 
 
@@ -255,7 +277,7 @@ def _as_json(content: Mapping[str, Any]) -> bytes:
 def _read_json(path: Path) -> dict[str, Any]:
     """Read a manifest or session file, refusing what this version cannot understand."""
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(read_small(path))
     except ValueError as error:
         raise StoreError(f"{path} is not valid JSON ({error}); convert the recordings again") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
