@@ -1,0 +1,26 @@
+"""The recordings that a command is given, or two small simulated mice where it is given none."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from data.experiment import SimulationConfig
+from data.recording import Recording
+from data.simulation import simulate
+from data.sources import open_recordings
+
+
+def given_recordings(sources: Sequence[Path] | None, root: Path) -> tuple[list[Recording], str]:
+    """Open recordings, or simulate two small mice once where none are given.
+
+    Args:
+        sources: raw mouse folders, zips, folders of these, or a store.
+        root: where converted and simulated recordings are kept.
+
+    Returns:
+        The recordings, and where they come from, in words.
+    """
+    if sources:
+        return open_recordings(sources, cache=root / "cache"), ", ".join(map(str, sources))
+    raw = root / "recordings-demo"
+    folders = simulate(raw, SimulationConfig.for_scale("demo"))
+    return open_recordings(folders, cache=root / "cache"), f"simulated (none were given), in {raw}"

@@ -1,0 +1,223 @@
+"""Members over Ray: as many at once as resources allow. The only Ray import of the ensembles.
+
+One-process runs are made by actors that stay, because a fresh process imports torch for five seconds; runs of
+several processes are trained by Ray Train, one after another. A process that dies costs the epoch it was in:
+another goes on from the member's folder.
+"""
+
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ensembles.members import MemberJob, MemberResult, OnEpoch, make_member
+from training.results import EpochReport, Outcome, RunResult
+
+logger = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.2
+_ENVIRONMENT = {
+    # Ray's memory monitor kills several workers at once, innocent ones, too (Ray 2.60).
+    "RAY_memory_monitor_refresh_ms": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterConfig:
+    """Where members are made.
+
+    Attributes:
+        slots: members at the same time.
+        cpus_per_member: cores of one member; torch has as many threads.
+        gpus_per_member: GPUs of one member.
+        workers: processes that train one member together; above 1 members follow one another.
+        address: of a running Ray cluster; None starts Ray on this machine for as long as the build takes.
+        object_store_bytes: of that Ray; recordings and predictions never go through it.
+        max_restarts: how often a member whose process died is tried again.
+    """
+
+    slots: int = 1
+    cpus_per_member: float = 1.0
+    gpus_per_member: float = 0.0
+    workers: int = 1
+    address: str | None = None
+    object_store_bytes: int = 100_000_000
+    max_restarts: int = 2
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot make anything."""
+        for name, least in (("slots", 1), ("workers", 1), ("max_restarts", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least {least}")
+        if self.cpus_per_member <= 0 or self.gpus_per_member < 0:
+            raise ValueError(
+                f"a member has {self.cpus_per_member} cores and {self.gpus_per_member} GPUs, "
+                "but must have more than 0 cores and at least 0 GPUs"
+            )
+
+
+def make_on_ray(
+    jobs: Sequence[MemberJob],
+    on_epoch: OnEpoch,
+    *,
+    config: ClusterConfig,
+    on_idle: Callable[[], None] = lambda: None,
+) -> Iterator[MemberResult]:
+    """Make members on a Ray cluster and yield how each of them ended.
+
+    Args:
+        jobs: the members.
+        on_epoch: called after each epoch of a member.
+        config: where.
+        on_idle: called often while members train.
+    """
+    if not jobs:
+        return
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    started_here = not ray.is_initialized()
+    if started_here:
+        _start_ray(config)
+    try:
+        if config.workers > 1:
+            yield from _one_after_another(jobs, on_epoch, config)
+        else:
+            yield from _Pool(jobs, config).run(on_epoch, on_idle)
+    finally:
+        if started_here:
+            ray.shutdown()
+
+
+def _start_ray(config: ClusterConfig) -> None:
+    import ray
+
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if config.address is not None:
+        ray.init(address=config.address, **quiet)
+        return
+    processes = config.slots if config.workers == 1 else config.workers
+    ray.init(
+        # Resources are counted, not measured: as many as the slots need, however few cores there are.
+        address="local",
+        num_cpus=max(os.cpu_count() or 1, int(-(-processes * config.cpus_per_member // 1))),
+        include_dashboard=False,
+        object_store_memory=config.object_store_bytes,
+        **quiet,
+    )
+
+
+class _Maker:
+    """Makes one member after another in a process of its own."""
+
+    def __init__(self, reports: Any) -> None:
+        self._reports = reports
+
+    def make(self, job: MemberJob) -> MemberResult:
+        def on_epoch(name: str, report: EpochReport) -> None:
+            self._reports.tell.remote(name, report)
+
+        return make_member(job, on_epoch)
+
+
+class _Reports:
+    """Between the makers and the driver."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[str, EpochReport]] = []
+
+    def tell(self, name: str, report: EpochReport) -> None:
+        self._waiting.append((name, report))
+
+    def take(self) -> list[tuple[str, EpochReport]]:
+        taken, self._waiting = self._waiting, []
+        return taken
+
+
+class _Pool:
+    def __init__(self, jobs: Sequence[MemberJob], config: ClusterConfig) -> None:
+        import ray
+
+        self._ray = ray
+        self._config = config
+        self._waiting = deque((job, 0) for job in jobs)
+        self._reports = ray.remote(num_cpus=0)(_Reports).remote()
+        self._maker = ray.remote(num_cpus=config.cpus_per_member, num_gpus=config.gpus_per_member)(_Maker)
+        self._idle = [self._new() for _ in range(min(config.slots, len(jobs)))]
+        self._running: dict[Any, tuple[Any, MemberJob, int]] = {}
+
+    def run(self, on_epoch: OnEpoch, on_idle: Callable[[], None]) -> Iterator[MemberResult]:
+        ray = self._ray
+        try:
+            while self._waiting or self._running:
+                while self._waiting and self._idle:
+                    maker, (job, tries) = self._idle.pop(), self._waiting.popleft()
+                    self._running[maker.make.remote(job)] = (maker, job, tries)
+                done, _ = ray.wait(list(self._running), num_returns=1, timeout=_POLL_SECONDS)
+                for name, report in ray.get(self._reports.take.remote()):
+                    on_epoch(name, report)
+                on_idle()
+                for ref in done:
+                    result = self._ended(ref)
+                    if result is not None:
+                        yield result
+        finally:
+            for maker in [*self._idle, *(maker for maker, _, _ in self._running.values())]:
+                ray.kill(maker)
+            ray.kill(self._reports)
+
+    def _ended(self, ref: Any) -> MemberResult | None:
+        maker, job, tries = self._running.pop(ref)
+        try:
+            result: MemberResult = self._ray.get(ref)
+            self._idle.append(maker)
+        except self._ray.exceptions.RayActorError as error:
+            self._idle.append(self._new())
+            if tries < self._config.max_restarts:
+                logger.warning("the process of member %s died; going on with it", job.member.name)
+                self._waiting.appendleft((job, tries + 1))
+                return None
+            result = _failed(job, f"its process died {tries + 1} times: {error}")
+        except self._ray.exceptions.RayTaskError as error:
+            # A bug of ours is no reason to lose the members that work.
+            self._idle.append(maker)
+            result = _failed(job, f"{type(error.cause).__name__}: {error.cause}")
+        return result
+
+    def _new(self) -> Any:
+        return self._maker.remote(self._reports)
+
+
+def _failed(job: MemberJob, error: str) -> MemberResult:
+    return MemberResult(name=job.member.name, outcome=Outcome.FAILED, error=error)
+
+
+def _one_after_another(
+    jobs: Sequence[MemberJob], on_epoch: OnEpoch, config: ClusterConfig
+) -> Iterator[MemberResult]:
+    from training.cluster import train_on_cluster
+
+    def train(job: MemberJob, on_epoch: OnEpoch) -> RunResult:
+        def tell(report: EpochReport) -> bool:
+            on_epoch(job.member.name, report)
+            return True
+
+        return train_on_cluster(
+            job.member.spec,
+            [Path(job.store)],
+            job.folder,
+            workers=config.workers,
+            gpus_per_worker=int(config.gpus_per_member),
+            cpus_per_worker=max(int(config.cpus_per_member), 1),
+            on_epoch=tell,
+            max_failures=config.max_restarts,
+        )
+
+    for job in jobs:
+        yield make_member(job, on_epoch, train=train)

@@ -1,0 +1,139 @@
+"""What ``ensembles/build.py`` does once its command line is read."""
+
+import argparse
+import fcntl
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from data.given import given_recordings
+from data.recording import Recording
+from ensembles.builder import Progress, make_members, missing_members
+from ensembles.cluster import ClusterConfig, make_on_ray
+from ensembles.display import BuildDisplay
+from ensembles.identity import BuildError
+from ensembles.plan import BuildPlan, make_plan, plan_cluster
+from models.cost import estimate_cost
+
+FAILED, MISUSED, INTERRUPTED = 1, 2, 130
+
+
+def build_command(parsed: argparse.Namespace) -> int:
+    """Build as the parsed arguments say; return the exit code."""
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
+    console = Console()
+    try:
+        plan = make_plan(parsed)
+        cluster = plan_cluster(parsed, scale=plan.scale, num_members=len(plan.members))
+        recordings, source = given_recordings(parsed.recordings, parsed.root)
+        plan.check(recordings)
+    except (ValueError, OSError) as error:
+        _print_error(console, error)
+        return MISUSED
+    _print_header(console, plan, recordings, source=source, cluster=cluster)
+    if parsed.dry_run:
+        console.print(_plan_table(plan, recordings))
+        return 0
+    try:
+        with _held(plan.folder):
+            plan.claim(recordings)
+            return _build(plan, recordings, cluster=cluster, console=console)
+    except KeyboardInterrupt:
+        console.print("interrupted; finished epochs and predictions are kept. The same command goes on.")
+        return INTERRUPTED
+    except BuildError as error:
+        _print_error(console, error)
+        return FAILED
+
+
+def _build(
+    plan: BuildPlan,
+    recordings: Sequence[Recording],
+    *,
+    cluster: ClusterConfig,
+    console: Console,
+) -> int:
+    executor = partial(make_on_ray, config=cluster)
+    with BuildDisplay(console, num_members=len(plan.members)) as display:
+        progress = Progress(
+            started=display.started, epoch=display.epoch, ended=display.ended, phase=display.phase
+        )
+        results = make_members(
+            plan, recordings, executor, progress=progress, threads=int(cluster.cpus_per_member)
+        )
+    return 0 if all(result.is_usable for result in results) else FAILED
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Keep a second command out of the build's folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise BuildError(f"{folder} is being built by another process; wait for it or end it") from None
+        yield
+
+
+def _print_error(console: Console, error: Exception) -> None:
+    console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_header(
+    console: Console,
+    plan: BuildPlan,
+    recordings: Sequence[Recording],
+    *,
+    source: str,
+    cluster: ClusterConfig,
+) -> None:
+    neurons = sum(len(recording.neurons.ids) for recording in recordings)
+    unit, count = (
+        ("GPU", cluster.gpus_per_member) if cluster.gpus_per_member > 0 else ("core", cluster.cpus_per_member)
+    )
+    holdout = {session: len(trials) for session, trials in plan.holdout(recordings).items()}
+    chosen = (
+        f"chosen on {sum(holdout.values())} hold-out trials"
+        if all(holdout.values())
+        else "members share no hold-out: chosen by leaving one oracle clip out at a time"
+    )
+    lines = (
+        f"recipe      {plan.recipe}, {len(plan.members)} members, {plan.scale} scale; "
+        f"{len(missing_members(plan))} to be trained",
+        f"recordings  {len(recordings)} mice, {neurons} neurons; {source}",
+        f"members     {cluster.slots} at a time, on {count:g} {unit} each",
+        f"weights     {chosen}, scored on oracle",
+        f"build       {plan.folder}",
+    )
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _plan_table(plan: BuildPlan, recordings: Sequence[Recording]) -> Table:
+    table = Table(title="Members", title_justify="left")
+    for column in ("member", "model", "seed", "fold", "epochs", "parameters", "GFLOP", "from"):
+        is_text = column in ("member", "model", "from")
+        table.add_column(column, justify="left" if is_text else "right", no_wrap=column == "member")
+    neurons = {recording.session: len(recording.neurons.ids) for recording in recordings}
+    rows, columns = recordings[0].frame_shape
+    for member in plan.members:
+        spec = member.spec
+        clip = (1, spec.loader.clip_frames, rows, columns)
+        cost = estimate_cost(spec.model, neurons, clip, training=False)
+        table.add_row(
+            member.name,
+            spec.family,
+            str(spec.seed),
+            str(spec.split.fold),
+            str(spec.epochs),
+            f"{cost.parameters:,}",
+            f"{cost.flops / 1e9:.2f}",
+            member.teacher or ("training" if member.source is None else str(member.source)),
+        )
+    return table

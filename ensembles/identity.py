@@ -1,0 +1,48 @@
+"""What a build was made for, and in what it differs from what its folder is opened for now."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from training.run_folder import read_json, write_json
+
+_SHOWN = 4
+
+
+class BuildError(ValueError):
+    """A build that cannot be used; the message says what differs and what to do."""
+
+
+def require_same(path: Path, identity: Mapping[str, Any]) -> None:
+    """Write what a build is made for, or compare with what it was made for.
+
+    Raises:
+        BuildError: it was made for something else; the message lists the differences.
+    """
+    wanted = json.loads(json.dumps(identity))
+    if not path.exists():
+        write_json(path, wanted)
+        return
+    different = differences(read_json(path), wanted)
+    if different:
+        more = f" and {len(different) - _SHOWN} more" if len(different) > _SHOWN else ""
+        raise BuildError(
+            f"build {path.parent} was made with another {'; '.join(different[:_SHOWN])}{more}. "
+            "Use --name for a new build, or the build's own options"
+        )
+
+
+def differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """Return one line ``name: old -> new`` for every leaf that differs."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        lines = []
+        for key in sorted(old.keys() | new.keys()):
+            lines += differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
+        return lines
+    return [] if old == new else [f"{name}: {_short(old)} -> {_short(new)}"]
+
+
+def _short(value: Any) -> str:
+    text = "nothing" if value is None else str(value)
+    return text if len(text) <= 40 else text[:37] + "..."
