@@ -1,13 +1,14 @@
 """What a person watches while one run trains: a live line on a terminal, one line per epoch elsewhere."""
 
-import time
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from training.forecast import Forecast
 from training.results import EpochReport, RunResult, StepReport
+from training.spec import RunSpec
 
 
 class RunDisplay:
@@ -21,7 +22,7 @@ class RunDisplay:
     def __init__(self, console: Console, *, epochs: int) -> None:
         self._console = console
         self._epochs = epochs
-        self._started = time.monotonic()
+        self._seconds: list[float] = []
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=30),
@@ -55,10 +56,13 @@ class RunDisplay:
     def epoch(self, report: EpochReport) -> None:
         """Show a finished epoch; stays on the screen as a line."""
         self._progress.update(
-            self._epoch_bar, completed=report.epoch, numbers=f"best {report.best_score:.4f}"
+            self._epoch_bar,
+            completed=report.epoch,
+            numbers=f"correlation {report.score:.4f}  best {report.best_score:.4f}",
         )
-        elapsed = time.monotonic() - self._started
-        left = elapsed / report.epoch * (self._epochs - report.epoch)
+        # Only the epochs seen here: those before a resume, and the start of workers, took their own time.
+        self._seconds.append(report.seconds)
+        left = sum(self._seconds) / len(self._seconds) * (self._epochs - report.epoch)
         self._console.print(
             f"epoch {report.epoch:>3}/{self._epochs}  loss {report.loss:.4f}  correlation {report.score:.4f}"
             f"  best {report.best_score:.4f}  {report.clips_per_second:.1f} clips/s  "
@@ -69,7 +73,7 @@ class RunDisplay:
 
 def result_table(result: RunResult) -> Table:
     """Return the table that ends a run."""
-    table = Table(title=f"Run {result.run_id}", title_justify="left", show_header=False)
+    table = _two_columns(f"Run {result.run_id}")
     table.add_row("outcome", str(result.outcome))
     if result.error is not None:
         table.add_row("reason", result.error)
@@ -81,4 +85,30 @@ def result_table(result: RunResult) -> Table:
     table.add_row("time", f"{result.seconds:.1f} s")
     if result.checkpoint is not None:
         table.add_row("checkpoint", str(result.checkpoint))
+    return table
+
+
+def forecast_table(spec: RunSpec, taken: Forecast) -> Table:
+    """Return the table of ``--dry-run``."""
+    table = _two_columns(f"A {spec.family} run would take")
+    table.add_row("device", taken.device)
+    table.add_row("parameters", f"{taken.parameters:,}")
+    table.add_row("clips of a step", f"{taken.step_clips}, of a session {taken.micro_batch} at a time")
+    table.add_row(
+        "memory of a step", f"{taken.peak_bytes / 2**30:.2f} GiB of {taken.free_bytes / 2**30:.1f} GiB free"
+    )
+    table.add_row("forward passes of a step", f"{taken.flops / 1e9:,.1f} GFLOP; backward about twice that")
+    table.add_row("steps", f"{taken.steps_per_epoch} an epoch, at most {spec.epochs} epochs")
+    for session, num_trials in taken.training.items():
+        table.add_row(
+            f"  {session}", f"{num_trials} training trials, {taken.held_out[session]} held out to choose by"
+        )
+    return table
+
+
+def _two_columns(title: str) -> Table:
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column(no_wrap=True)
+    # A path that is cut short is of no use.
+    table.add_column(overflow="fold")
     return table

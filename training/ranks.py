@@ -148,7 +148,8 @@ def copy_from_first(tensors: Iterable[Shaped[Tensor, "..."]], *, ranks: Ranks) -
     """Overwrite tensors with those of the first process, in place."""
     if ranks.world_size > 1:
         for tensor in tensors:
-            dist.broadcast(tensor, src=0)
+            # Detached: parameters are overwritten, not computed from each other.
+            dist.broadcast(tensor.detach(), src=0)
 
 
 def from_first(value: Value, *, ranks: Ranks) -> Value:

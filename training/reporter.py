@@ -1,5 +1,6 @@
 """What a run tells MLflow: parameters, numbers of each epoch, pictures, why it failed."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from training.results import EpochReport, Outcome, RunResult
 from training.run import versions
 from training.spec import RunSpec
 from training.tracking import Tracker
+
+logger = logging.getLogger(__name__)
 
 STATUS = {
     Outcome.FINISHED: "FINISHED",
@@ -76,11 +79,25 @@ class Reporter:
         self._tracker.tags(
             {"outcome": str(result.outcome)} | ({"error": result.error} if result.error else {})
         )
-        if self._reports:
-            self._tracker.artifact(draw_curves(self._reports, self._folder / "curves.png"), folder="pictures")
+        self._draw_curves()
         traces = self._folder / "traces.png"
         if traces.exists():
             self._tracker.artifact(traces, folder="pictures")
         if result.checkpoint is not None:
             self._tracker.artifact(result.checkpoint, folder="checkpoint")
         return self._tracker.finish(STATUS[result.outcome])
+
+    def abandon(self, error: BaseException) -> None:
+        """Report that the run ended without a result: interrupted, or by an error of ours."""
+        interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
+        self._tracker.tags({"error": f"{type(error).__name__}: {error}"})
+        self._tracker.finish("KILLED" if interrupted else "FAILED", wait_seconds=5.0)
+
+    def _draw_curves(self) -> None:
+        if not self._reports:
+            return
+        try:
+            self._tracker.artifact(draw_curves(self._reports, self._folder / "curves.png"), folder="pictures")
+        except OSError as error:
+            # A full disk has ended the run already, or will not end it for a picture.
+            logger.warning("the learning curves could not be drawn: %s", error)

@@ -6,7 +6,6 @@ import platform
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -155,7 +154,8 @@ def _commit() -> str:
 
 def result_plain(result: RunResult) -> Mapping[str, object]:
     """Return a result as plain values, for ``result.json``."""
-    plain = dataclasses.asdict(replace(result, spec=None))  # type: ignore[arg-type]
+    plain = {field.name: getattr(result, field.name) for field in dataclasses.fields(result)}
     plain["spec"] = to_plain(result.spec)
+    plain["score_by_session"] = dict(result.score_by_session)
     plain["checkpoint"] = None if result.checkpoint is None else str(result.checkpoint)
     return plain

@@ -24,11 +24,12 @@ _BATCH_EVENTS = 64
 _MAX_METRICS = 1000
 _MAX_PARAMETERS = 100
 # By its own defaults one MLflow call blocks for minutes (7 retries of 120 s); here it answers or fails soon,
-# and the thread tries again.
-_REQUEST_LIMITS = {
+# and the thread tries again. MLflow tells of every table it creates.
+_SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
 }
 
 
@@ -219,7 +220,7 @@ class _MlflowSender:
 
     def client(self) -> Any:
         if self._client is None:
-            for name, value in _REQUEST_LIMITS.items():
+            for name, value in _SETTINGS.items():
                 os.environ.setdefault(name, value)
             # Two seconds of import, paid in the background thread.
             from mlflow import MlflowClient

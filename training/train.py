@@ -9,10 +9,13 @@ EXAMPLES = """examples:
   python training/train.py vivit --recordings DIR
   python training/train.py factorized --recordings DIR --set model.channels=16,32 --set epochs=50 --seed 7
   torchrun --nproc-per-node 2 training/train.py v1fm --recordings DIR
-  python training/train.py vivit --recordings DIR --resume runs/vivit-42
+  python training/train.py vivit --recordings DIR --workers 4 --gpus-per-worker 1      on Ray
+  python training/train.py vivit --recordings DIR --dry-run          what it takes, without training
+  python training/train.py --resume runs/vivit-42
   python training/train.py --sync-tracking
 
-exit codes: 0 finished, 1 the run failed (the reason is printed and tracked), 2 wrong use, 130 interrupted
+exit codes: 0 finished, 1 the run failed or does not fit into memory (the reason is printed and tracked), or
+not everything reached MLflow (--sync-tracking); 2 wrong use, 130 interrupted (the same command goes on)
 """
 
 
@@ -49,6 +52,22 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         default="holdout",
         help="what early stopping looks at; oracle is the paper's protocol, and then no longer grades",
     )
+    what.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print parameters, memory, FLOPs and steps of the run, and end",
+    )
+    how = parser.add_argument_group("on how many devices")
+    how.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes on a Ray cluster that share each batch (default: this process, without Ray; "
+        "RAY_ADDRESS names a cluster, otherwise Ray starts on this machine)",
+    )
+    how.add_argument(
+        "--gpus-per-worker", type=int, metavar="G", help="default: 1 where this machine has GPUs, else 0"
+    )
     where = parser.add_argument_group("where")
     where.add_argument("--runs", type=Path, default=Path("runs"), help="folder of runs (default: runs)")
     where.add_argument("--name", help="name of the run (default: model and seed)")
@@ -62,6 +81,8 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     parsed = parser.parse_args(arguments)
     if not parsed.sync_tracking and parsed.resume is None and (parsed.model is None or not parsed.recordings):
         parser.error("a model and --recordings are needed, for example: vivit --recordings DIR")
+    if parsed.workers is None and parsed.gpus_per_worker is not None:
+        parser.error("--gpus-per-worker needs --workers")
     return parsed
 
 
