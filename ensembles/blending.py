@@ -242,6 +242,21 @@ def greedy(pooled: PooledMoments, *, rounds: int) -> Weighting:
     return best_counts
 
 
+def mean_of_subsets(pooled: PooledMoments, order: Sequence[int]) -> Float64[np.ndarray, " _"]:
+    """Return the score of the mean of the first member, of the first two, and so on."""
+    num_members = pooled.num_members
+    diagonal = pooled.covariance[np.arange(num_members), np.arange(num_members)]
+    along = np.zeros_like(pooled.with_response[0])
+    variance = np.zeros_like(along)
+    scores = []
+    for place, member in enumerate(order):
+        between = pooled.covariance[list(order[:place]), member].sum(axis=0)
+        variance = variance + 2 * between + diagonal[member]
+        along = along + pooled.with_response[member]
+        scores.append(float(guarded_ratio(along, variance).sum(dtype=np.float64)) / pooled.num_neurons)
+    return np.array(scores)
+
+
 def best_subset(pooled: PooledMoments, *, max_members: int) -> tuple[tuple[int, ...], int]:
     """Score the mean of every subset of at most so many members.
 

@@ -98,6 +98,7 @@ class Evidence:
         num_neurons: of each session.
         clips: what is weighted or left out; the order is that of ``clips`` arguments and of held-out weights.
         clips_of: numbers of the clips that each session shows.
+        trials_of: index of each session's trials that are scored.
         num_masked: neurons and frames of each session that are left out because the response is NaN.
         fingerprint: hash of everything the evidence was made from.
     """
@@ -109,6 +110,7 @@ class Evidence:
     num_neurons: Mapping[str, int]
     clips: tuple[Clip, ...]
     clips_of: Mapping[str, tuple[int, ...]]
+    trials_of: Mapping[str, tuple[int, ...]]
     num_masked: Mapping[str, int]
     fingerprint: str
     block: int
@@ -140,6 +142,7 @@ class Evidence:
                     for c in identity["clips"]
                 ),
                 clips_of={name: tuple(of["clips"]) for name, of in sessions.items()},
+                trials_of={name: tuple(t[0] for t in of["trials"]) for name, of in sessions.items()},
                 num_masked=plain["num_masked"],
                 fingerprint=_hash(identity),
                 block=plain["block"],

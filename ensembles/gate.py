@@ -177,7 +177,7 @@ def _broken(members: Sequence[str], scores: Float64[np.ndarray, " k"]) -> tuple[
     broken = tuple(
         BrokenMember(member=member, score=float(score), median=median)
         for member, score in zip(members, scores, strict=True)
-        if score < BROKEN_BELOW * median
+        if median > 0 and score < BROKEN_BELOW * median
     )
     for each in broken:
         logger.warning(
