@@ -13,11 +13,16 @@ from rich.table import Table
 
 from data.given import given_recordings
 from data.recording import Recording
+from data.sources import open_recordings
+from ensembles.assessment import assess
 from ensembles.builder import Progress, make_members, missing_members
 from ensembles.cluster import ClusterConfig, make_on_ray
 from ensembles.display import BuildDisplay
 from ensembles.identity import BuildError
+from ensembles.manifest import MANIFEST_FILE
 from ensembles.plan import BuildPlan, make_plan, plan_cluster
+from ensembles.tables import print_report
+from ensembles.verification import verify
 from models.cost import estimate_cost
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
@@ -27,6 +32,8 @@ def build_command(parsed: argparse.Namespace) -> int:
     """Build as the parsed arguments say; return the exit code."""
     logging.getLogger("urllib3").setLevel(logging.ERROR)
     console = Console()
+    if parsed.verify is not None:
+        return _verify(parsed, console)
     try:
         plan = make_plan(parsed)
         cluster = plan_cluster(parsed, scale=plan.scale, num_members=len(plan.members))
@@ -66,7 +73,38 @@ def _build(
         results = make_members(
             plan, recordings, executor, progress=progress, threads=int(cluster.cpus_per_member)
         )
-    return 0 if all(result.is_usable for result in results) else FAILED
+        assessment = assess(
+            plan, recordings, results, progress=progress, threads=max(int(cluster.cpus_per_member), 2)
+        )
+    print_report(assessment.analysis, console)
+    failed = [result for result in results if not result.is_usable]
+    for result in failed:
+        console.print(f"failed: {result.name}: {result.error}", highlight=False, markup=False)
+    for what, path in (("report", assessment.report), ("manifest", plan.folder / MANIFEST_FILE)):
+        console.print(f"{what:<10}  {path}", highlight=False, markup=False, soft_wrap=True)
+    return FAILED if failed else 0
+
+
+def _verify(parsed: argparse.Namespace, console: Console) -> int:
+    try:
+        recordings = (
+            open_recordings(parsed.recordings, cache=parsed.root / "cache") if parsed.recordings else []
+        )
+        findings = verify(parsed.verify, recordings)
+    except (ValueError, OSError) as error:
+        _print_error(console, error)
+        return MISUSED
+    table = Table(title=f"Check of {parsed.verify}", title_justify="left")
+    for column in ("check", "holds", "found"):
+        table.add_column(column, overflow="fold")
+    for finding in findings:
+        table.add_row(finding.check, "yes" if finding.holds else "NO", finding.words)
+    console.print(table)
+    if not recordings:
+        console.print(
+            "--recordings DIR also checks the data and scores the predictions again", highlight=False
+        )
+    return 0 if all(finding.holds for finding in findings) else FAILED
 
 
 @contextmanager
