@@ -14,24 +14,33 @@ from rich.table import Table
 from data.given import given_recordings
 from data.recording import Recording
 from data.sources import open_recordings
-from ensembles.assessment import assess
+from ensembles.assessment import Assessment, assess
 from ensembles.builder import Progress, make_members, missing_members
 from ensembles.cluster import ClusterConfig, make_on_ray
 from ensembles.display import BuildDisplay
 from ensembles.identity import BuildError
 from ensembles.manifest import MANIFEST_FILE
+from ensembles.members import Member, MemberResult
+from ensembles.mirror import EXPERIMENT, BuildMirror
 from ensembles.plan import BuildPlan, make_plan, plan_cluster
+from ensembles.stability import stability_table
 from ensembles.tables import print_report
 from ensembles.verification import verify
 from models.cost import estimate_cost
+from training.results import EpochReport
+from training.tracking import default_tracking_uri, prepare_store
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
+_LOG_WIDTH = 160
 
 
 def build_command(parsed: argparse.Namespace) -> int:
     """Build as the parsed arguments say; return the exit code."""
     logging.getLogger("urllib3").setLevel(logging.ERROR)
     console = Console()
+    if not console.is_terminal:
+        # In a log file the tables have no window to fit into.
+        console = Console(width=_LOG_WIDTH)
     if parsed.verify is not None:
         return _verify(parsed, console)
     try:
@@ -49,7 +58,7 @@ def build_command(parsed: argparse.Namespace) -> int:
     try:
         with _held(plan.folder):
             plan.claim(recordings)
-            return _build(plan, recordings, cluster=cluster, console=console)
+            return _build(parsed, plan, recordings, cluster=cluster, console=console)
     except KeyboardInterrupt:
         console.print("interrupted; finished epochs and predictions are kept. The same command goes on.")
         return INTERRUPTED
@@ -59,30 +68,74 @@ def build_command(parsed: argparse.Namespace) -> int:
 
 
 def _build(
+    parsed: argparse.Namespace,
     plan: BuildPlan,
     recordings: Sequence[Recording],
     *,
     cluster: ClusterConfig,
     console: Console,
 ) -> int:
-    executor = partial(make_on_ray, config=cluster)
-    with BuildDisplay(console, num_members=len(plan.members)) as display:
-        progress = Progress(
-            started=display.started, epoch=display.epoch, ended=display.ended, phase=display.phase
-        )
-        results = make_members(
-            plan, recordings, executor, progress=progress, threads=int(cluster.cpus_per_member)
-        )
-        assessment = assess(
-            plan, recordings, results, progress=progress, threads=max(int(cluster.cpus_per_member), 2)
-        )
+    mirror = None if parsed.no_tracking else _mirror(plan, recordings, root=parsed.root)
+    finished = False
+    try:
+        with BuildDisplay(console, num_members=len(plan.members)) as display:
+            results, assessment = _make(plan, recordings, cluster, display=display, mirror=mirror)
+        finished = True
+    finally:
+        if mirror is not None and not mirror.close(finished=finished):
+            console.print(
+                f"not everything reached MLflow; it is kept in {plan.folder}. To send it later: "
+                f"python training/train.py --sync-tracking --runs {parsed.root}",
+                highlight=False,
+            )
     print_report(assessment.analysis, console)
+    if plan.recipe.startswith("seeds"):
+        console.print(stability_table(assessment.analysis))
     failed = [result for result in results if not result.is_usable]
     for result in failed:
         console.print(f"failed: {result.name}: {result.error}", highlight=False, markup=False)
     for what, path in (("report", assessment.report), ("manifest", plan.folder / MANIFEST_FILE)):
         console.print(f"{what:<10}  {path}", highlight=False, markup=False, soft_wrap=True)
     return FAILED if failed else 0
+
+
+def _make(
+    plan: BuildPlan,
+    recordings: Sequence[Recording],
+    cluster: ClusterConfig,
+    *,
+    display: BuildDisplay,
+    mirror: BuildMirror | None,
+) -> tuple[list[MemberResult], Assessment]:
+    watching: list[BuildDisplay | BuildMirror] = [display, *([] if mirror is None else [mirror])]
+
+    def started(members: Sequence[Member]) -> None:
+        for each in watching:
+            each.started(members)
+
+    def epoch(name: str, report: EpochReport) -> None:
+        for each in watching:
+            each.epoch(name, report)
+
+    def ended(result: MemberResult) -> None:
+        for each in watching:
+            each.ended(result)
+
+    progress = Progress(started=started, epoch=epoch, ended=ended, phase=display.phase)
+    executor = partial(make_on_ray, config=cluster)
+    threads = max(int(cluster.cpus_per_member), 1)
+    results = make_members(plan, recordings, executor, progress=progress, threads=threads)
+    assessment = assess(plan, recordings, results, progress=progress, threads=max(threads, 2))
+    if mirror is not None:
+        mirror.assessed(assessment)
+    return results, assessment
+
+
+def _mirror(plan: BuildPlan, recordings: Sequence[Recording], *, root: Path) -> BuildMirror:
+    uri = default_tracking_uri(root)
+    if uri.startswith("sqlite"):
+        prepare_store(uri, experiment=EXPERIMENT)
+    return BuildMirror(plan, recordings, uri=uri)
 
 
 def _verify(parsed: argparse.Namespace, console: Console) -> int:
