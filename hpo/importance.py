@@ -1,0 +1,314 @@
+"""Which hyperparameters mattered in a study, as the paper's Table 4 says it, and how far to believe it."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import optuna
+from jaxtyping import Float
+from optuna.distributions import CategoricalDistribution
+from optuna.trial import FrozenTrial, TrialState
+from rich.table import Table
+from sklearn.ensemble import RandomForestRegressor
+
+from hpo.study import is_infeasible
+
+StoppedRuns = Literal["last", "drop"]
+"""What becomes of runs that the pruner stopped: they count with their last score, or not at all."""
+
+FEWEST_RUNS = 5
+_FORESTS, _SHUFFLES = 10, 20
+_SURE = 0.95
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Importance:
+    """What a study says about one hyperparameter.
+
+    Attributes:
+        name: dotted name.
+        forest: its share in what a random forest's splits explain, mean over forests; shares add up to 1.
+        spread: standard deviation over forests that differ in their seed. It says nothing of other runs.
+        above_chance: in what part of 20 further forests it explains more than a copy of it whose values are
+            shuffled among the runs. About 0.5 for one that does not matter.
+        correlation: Pearson's, with the score; None for choices without an order.
+        optuna: share by Optuna's own evaluator (PED-ANOVA: what the best tenth of runs have in common).
+    """
+
+    name: str
+    forest: float
+    spread: float
+    above_chance: float
+    correlation: float | None
+    optuna: float | None
+
+    @property
+    def stands_out(self) -> bool:
+        """Whether one in 20 hyperparameters that do not matter would look as important."""
+        return self.above_chance >= _SURE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Importances:
+    """What a study says about all of its hyperparameters, the most important first.
+
+    Attributes:
+        rows: one per hyperparameter; none with too few runs.
+        fit: coefficient of determination of the forests on runs that a tree has not seen (out of bag), mean.
+        fit_spread: its standard deviation over forests.
+        finished: finished runs that were used.
+        stopped: stopped runs that were used.
+        warnings: why the order should not be believed, in words; empty if nothing speaks against it.
+    """
+
+    rows: tuple[Importance, ...]
+    fit: float
+    fit_spread: float
+    finished: int
+    stopped: int
+    warnings: tuple[str, ...]
+
+
+def importances(
+    trials: Sequence[FrozenTrial], *, stopped: StoppedRuns = "last", seed: int = 0, trees: int = 100
+) -> Importances:
+    """Rank the hyperparameters of a study.
+
+    A choice is one column per value, whose shares are added; a hyperparameter that not every run has (a
+    condition does not hold) has one more column for that. Strides enter as they were used; their range
+    depends on the patch, so a part of a patch's share may appear as its stride's.
+
+    Failed and infeasible runs, and scores that are not finite, say nothing and are left out. A stopped run
+    counts with its last score, by default: leaving it out leaves the good runs only, which are too much
+    alike to learn from. Its score is from fewer epochs, so what is learned late looks less important.
+
+    Args:
+        trials: of the study.
+        stopped: what to do with runs that the pruner has stopped.
+        seed: of the forests.
+        trees: of each forest.
+
+    Source:
+        Turishcheva et al. 2024, arXiv:2407.09100, Table 4 (forest and linear correlation).
+    """
+    if stopped not in ("last", "drop"):
+        raise ValueError(f"stopped is {stopped!r}, but must be one of last, drop")
+    runs = _scored(trials, stopped=stopped)
+    num_finished = sum(trial.state is TrialState.COMPLETE for trial, _ in runs)
+    counts = {"finished": num_finished, "stopped": len(runs) - num_finished}
+    scores = np.array([score for _, score in runs])
+    names = sorted({name for trial, _ in runs for name in trial.params})
+    if len(runs) < FEWEST_RUNS or not names or np.ptp(scores) == 0:
+        why = f"{len(runs)} runs have a score, but a ranking needs {FEWEST_RUNS}, and scores that differ"
+        return Importances(rows=(), fit=math.nan, fit_spread=math.nan, warnings=(why,), **counts)
+    columns = [_columns(name, [trial for trial, _ in runs]) for name in names]
+    seeds = range(_FORESTS * seed, _FORESTS * (seed + 1))
+    forests = [_Forest(columns, scores, seed=each, trees=trees) for each in seeds]
+    shares, fits = np.array([each.shares for each in forests]), np.array([each.fit for each in forests])
+    above_chance = _above_chance(columns, scores, seed=seed, trees=trees)
+    by_optuna = _optuna_shares(runs)
+    rows = [
+        Importance(
+            name=name,
+            forest=float(shares[:, index].mean()),
+            spread=float(shares[:, index].std(ddof=1)),
+            above_chance=float(above_chance[index]),
+            correlation=_correlation(name, runs),
+            optuna=by_optuna.get(name),
+        )
+        for index, name in enumerate(names)
+    ]
+    rows.sort(key=lambda row: -row.forest)
+    fit = float(fits.mean())
+    return Importances(
+        rows=tuple(rows),
+        fit=fit,
+        fit_spread=float(fits.std(ddof=1)),
+        warnings=_warnings(rows, fit=fit, num_runs=len(runs)),
+        **counts,
+    )
+
+
+def importance_table(found: Importances, *, top: int = 10) -> Table:
+    """Return the most important hyperparameters as a table to print, with what speaks against it below."""
+    table = Table(
+        title=f"importance of hyperparameters, {describe(found)}",
+        title_justify="left",
+        caption="\n".join(found.warnings) or None,
+        caption_justify="left",
+    )
+    for column in HEADINGS:
+        table.add_column(column, justify="left" if column == HEADINGS[0] else "right")
+    for row in found.rows[:top]:
+        table.add_row(*cells(row))
+    return table
+
+
+HEADINGS = ("hyperparameter", "forest", "above chance", "correlation", "Optuna")
+
+
+def cells(row: Importance) -> list[str]:
+    """Return one hyperparameter's line as text, in the order of ``HEADINGS``."""
+    return [
+        row.name,
+        f"{row.forest:.3f} +- {row.spread:.3f}",
+        f"{round(_SHUFFLES * row.above_chance)} of {_SHUFFLES}",
+        "-" if row.correlation is None else f"{row.correlation:+.3f}",
+        "-" if row.optuna is None else f"{row.optuna:.3f}",
+    ]
+
+
+def describe(found: Importances) -> str:
+    """Return in words what a ranking rests on."""
+    fit = "" if math.isnan(found.fit) else f", out-of-bag R2 {found.fit:.2f} +- {found.fit_spread:.2f}"
+    return f"from {found.finished} finished and {found.stopped} stopped runs{fit}"
+
+
+def _scored(trials: Sequence[FrozenTrial], *, stopped: StoppedRuns) -> list[tuple[FrozenTrial, float]]:
+    runs = []
+    for trial in trials:
+        if trial.state is TrialState.COMPLETE:
+            score = trial.values[0]
+        elif trial.state is TrialState.PRUNED and stopped == "last" and not is_infeasible(trial):
+            curve = trial.intermediate_values
+            score = curve[max(curve)] if curve else math.nan
+        else:
+            continue
+        if math.isfinite(score):
+            runs.append((trial, score))
+    return runs
+
+
+def _columns(name: str, trials: Sequence[FrozenTrial]) -> Float[np.ndarray, "runs columns"]:
+    """Return what a forest sees of one hyperparameter."""
+    values = [trial.params.get(name) for trial in trials]
+    if _is_ordered(name, trials):
+        numbers = np.array([math.nan if value is None else float(value) for value in values])
+        missing = np.isnan(numbers)
+        numbers[missing] = np.median(numbers[~missing])
+        return np.stack([numbers, missing] if missing.any() else [numbers], axis=1)
+    known = sorted(set(values), key=str)
+    return np.array([[float(value == choice) for choice in known] for value in values])
+
+
+def _is_ordered(name: str, trials: Sequence[FrozenTrial]) -> bool:
+    for trial in trials:
+        found = trial.distributions.get(name)
+        if isinstance(found, CategoricalDistribution):
+            return all(isinstance(value, int | float) for value in found.choices)
+    return True
+
+
+class _Forest:
+    """A random forest of the scores.
+
+    Attributes:
+        shares: of each hyperparameter.
+        fit: R2 of predictions by the trees that have not seen a run. Runs that every tree has seen are left
+            out; scikit-learn's own ``oob_score_`` counts them as predicted to be 0.
+    """
+
+    def __init__(
+        self,
+        columns: Sequence[Float[np.ndarray, "runs _"]],
+        scores: Float[np.ndarray, " runs"],
+        *,
+        seed: int,
+        trees: int,
+    ) -> None:
+        self._table, self._scores = np.concatenate(columns, axis=1), scores
+        self._forest = RandomForestRegressor(n_estimators=trees, bootstrap=True, random_state=seed)
+        self._forest.fit(self._table, scores)
+        owners = np.repeat(np.arange(len(columns)), [part.shape[1] for part in columns])
+        self.shares = np.bincount(owners, weights=self._forest.feature_importances_, minlength=len(columns))
+
+    @property
+    def fit(self) -> float:
+        predicted = np.stack([tree.predict(self._table) for tree in self._forest.estimators_])
+        unseen = np.ones(predicted.shape, dtype=bool)
+        for row, drawn in zip(unseen, self._forest.estimators_samples_, strict=True):
+            row[drawn] = False
+        rated = unseen.any(axis=0)
+        means = (predicted * unseen).sum(axis=0)[rated] / unseen.sum(axis=0)[rated]
+        wanted = self._scores[rated]
+        return float(1 - np.sum((wanted - means) ** 2) / np.sum((wanted - wanted.mean()) ** 2))
+
+
+def _above_chance(
+    columns: Sequence[Float[np.ndarray, "runs _"]],
+    scores: Float[np.ndarray, " runs"],
+    *,
+    seed: int,
+    trees: int,
+) -> Float[np.ndarray, " names"]:
+    """Return how often each hyperparameter explains more than its shuffled copy in the same forest.
+
+    Source:
+        Kursa and Rudnicki 2010, "Feature selection with the Boruta package" (shuffled copies), here each
+        compared with its own.
+    """
+    rng = np.random.default_rng([seed, 1])
+    wins = []
+    for shuffle in range(_SHUFFLES):
+        order = rng.permutation(len(scores))
+        copies = [part[order] for part in columns]
+        shares = _Forest([*columns, *copies], scores, seed=_SHUFFLES * seed + shuffle, trees=trees).shares
+        wins.append(shares[: len(columns)] > shares[len(columns) :])
+    above: Float[np.ndarray, " names"] = np.mean(wins, axis=0)
+    return above
+
+
+def _correlation(name: str, runs: Sequence[tuple[FrozenTrial, float]]) -> float | None:
+    having = [(trial, score) for trial, score in runs if name in trial.params]
+    if len(having) < 3 or not _is_ordered(name, [trial for trial, _ in having]):
+        return None
+    values = np.array([float(trial.params[name]) for trial, _ in having])
+    scores = np.array([score for _, score in having])
+    if np.ptp(values) == 0 or np.ptp(scores) == 0:
+        return None
+    return float(np.corrcoef(values, scores)[0, 1])
+
+
+def _optuna_shares(runs: Sequence[tuple[FrozenTrial, float]]) -> dict[str, float]:
+    # A study of its own, because Optuna looks at complete runs only.
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(direction="maximize")
+    study.add_trials(
+        [
+            optuna.trial.create_trial(params=trial.params, distributions=trial.distributions, value=score)
+            for trial, score in runs
+        ]
+    )
+    return {name: float(share) for name, share in optuna.importance.get_param_importances(study).items()}
+
+
+def _warnings(rows: Sequence[Importance], *, fit: float, num_runs: int) -> tuple[str, ...]:
+    found = []
+    if num_runs < 2 * len(rows):
+        found.append(
+            f"{num_runs} runs for {len(rows)} hyperparameters cannot support a ranking of them all: believe "
+            f"no order among those that are above chance in fewer than {round(_SURE * _SHUFFLES)} of "
+            f"{_SHUFFLES} forests"
+        )
+    if fit <= 0:
+        found.append("the forests predict unseen runs no better than their mean: the ranking is noise")
+    elif not any(row.stands_out for row in rows):
+        found.append("no hyperparameter stands out from chance: the ranking is noise")
+    return tuple(found)
+
+
+def plain_rows(found: Importances) -> list[dict[str, Any]]:
+    """Return one dictionary of plain values per hyperparameter, for files."""
+    return [
+        {
+            "hyperparameter": row.name,
+            "forest": row.forest,
+            "spread": row.spread,
+            "above_chance": row.above_chance,
+            "correlation": row.correlation,
+            "optuna": row.optuna,
+        }
+        for row in found.rows
+    ]
