@@ -19,7 +19,7 @@ from hpo.driver import Driver, Observer
 from hpo.feasibility import Feasibility, available_bytes
 from hpo.identity import StudyError
 from hpo.mirror import Mirror
-from hpo.objective import TrainingObjective
+from hpo.objective import make_objective
 from hpo.plan import SearchPlan, find_recordings, make_plan
 from hpo.study import Study
 from hpo.summary import summarize, write_table
@@ -46,7 +46,7 @@ def search_command(parsed: argparse.Namespace) -> int:
             identity=plan.identity(recordings),
             sampler=plan.sampler,
         )
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         _print_error(console, error)
         return MISUSED
     uri = default_tracking_uri(parsed.root)
@@ -79,7 +79,10 @@ def _search(
         tags = {"select_on": plan.select_on, "scale": plan.scale, "pruner": plan.pruning.pruner}
         mirror = Mirror(study, recordings, uri=uri, uid=study.uid, tags=tags)
         observers.append(mirror)
-    memory = available_bytes(gpus_per_run=plan.cluster.gpus_per_run, slots=plan.cluster.slots)
+    cluster = plan.cluster
+    memory = available_bytes(
+        gpus_per_run=cluster.gpus_per_worker, slots=cluster.slots * cluster.workers_per_run
+    )
     display = SearchDisplay(study, console, plan.limits)
     driver = Driver(
         study,
@@ -87,15 +90,9 @@ def _search(
         observers=[*observers, display],
         check=Feasibility.of(recordings, memory_bytes=memory),
     )
-    objective = TrainingObjective(
-        store=recordings[0].store,
-        sessions=tuple(recording.session for recording in recordings),
-        select_on=plan.select_on,
-        threads=int(plan.cluster.cpus_per_run),
-        memory_bytes=None if plan.cluster.gpus_per_run > 0 else memory,
-    )
+    objective = make_objective(cluster, recordings, select_on=plan.select_on, memory_bytes=memory)
     with display, _stopping_gracefully(driver, console):
-        run_on_ray(driver, objective, plan.cluster, on_idle=display.refresh)
+        run_on_ray(driver, objective, cluster, on_idle=display.refresh)
     keeper.tidy()
     table = write_table(study)
     if mirror is not None:
@@ -146,7 +143,10 @@ def _print_header(
     neurons = sum(len(recording.neurons.ids) for recording in recordings)
     cluster, pruning = plan.cluster, plan.pruning
     unit, count = (
-        ("GPU", cluster.gpus_per_run) if cluster.gpus_per_run > 0 else ("core", cluster.cpus_per_run)
+        ("GPU", cluster.gpus_per_worker) if cluster.gpus_per_worker > 0 else ("core", cluster.cpus_per_worker)
+    )
+    each = f"{count:g} {unit} each" + (
+        f", {cluster.workers_per_run} workers per run" if cluster.workers_per_run > 1 else ""
     )
     chosen = (
         "" if plan.select_on == "holdout" else "; chosen on oracle as in the paper: oracle does not grade"
@@ -155,8 +155,9 @@ def _print_header(
         f"space       {plan.plan.space.name}, {len(plan.plan.ranges)} hyperparameters, "
         f"{plan.scale} scale{chosen}",
         f"recordings  {len(recordings)} mice, {neurons} neurons; {source}",
-        f"runs        {plan.limits.runs} in all, {cluster.slots} at a time, on {count:g} {unit} each; "
+        f"runs        {plan.limits.runs} in all, {cluster.slots} at a time, on {each}; "
         f"{pruning.pruner}, {pruning.min_epochs} to {pruning.max_epochs} epochs",
+        f"lane        {plan.lane.lane}: {plan.lane.reason}",
         f"study       {plan.folder}",
         f"mlflow      {uri}",
     )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from hpo.identity import StudyError
+from hpo.memory import too_many_clips
 from hpo.study import Asked, Study, run_folder
 from training.results import EpochReport, Outcome, RunResult
 from training.spec import RunSpec
@@ -80,6 +81,7 @@ class Driver:
         self._started = time.monotonic()
         self._gpu_seconds = 0.0
         self._reports: dict[int, dict[int, EpochReport]] = {}
+        self._clips: dict[int, int] = {}
         self._failures: deque[str | None] = deque(maxlen=_WATCHED_RUNS)
 
     def stop(self, reason: str) -> None:
@@ -104,6 +106,9 @@ class Driver:
 
     def _can_run(self, asked: Asked) -> bool:
         self._reports[asked.number] = {}
+        clips = too_many_clips(self.folder(asked.number))
+        if clips is not None:
+            self._clips[asked.number] = clips
         if asked.resumed and self.study.is_stopped(asked.number):
             self._end(asked.number, self._stopped_result(asked.number))
             return False
@@ -134,9 +139,24 @@ class Driver:
         else:
             self._end(number, result)
 
-    def died(self, number: int, reason: str) -> None:
-        """Note that a run's process died too often; while stopping, leave it for the next driver."""
-        if number in self.study.live and self.stopping is None:
+    def died(self, number: int, reason: str, *, again: bool = False) -> None:
+        """Note that a run's process died.
+
+        While stopping, the run is left for the next driver. If it had too little memory it is made again in
+        smaller parts; they get too small after some attempts.
+
+        Args:
+            number: of the run.
+            reason: if this was once too often.
+            again: it was not.
+        """
+        if number not in self.study.live:
+            return
+        clips = too_many_clips(self.folder(number))
+        shrinks = clips is not None and clips < self._clips.get(number, math.inf)
+        if again or shrinks or self.stopping is not None:
+            self.study.leave(number)
+        else:
             self._end(number, self.result(number, Outcome.FAILED, reason))
 
     def folder(self, number: int) -> Path:

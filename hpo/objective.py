@@ -1,7 +1,5 @@
 """What a worker does with a run: train it, go on where it was interrupted, get by with less memory."""
 
-import os
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -10,15 +8,15 @@ from pathlib import Path
 import torch
 
 from data.recording import Recording, open_store
+from hpo.cluster import ClusterConfig
 from hpo.driver import OnEpoch
+from hpo.memory import MemoryWatch, too_many_clips
 from training.material import SelectOn
+from training.ranks import Ranks, from_first
 from training.results import EpochReport, Outcome, RunResult
 from training.run import describe, run
-from training.run_folder import RunFolder, read_json, write_json
+from training.run_folder import RunFolder
 from training.spec import RunSpec
-
-MEMORY_FILE = "micro_batch.json"
-"""Says with how many clips at once the run had too little memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +38,10 @@ class TrainingObjective:
     threads: int = 1
     memory_bytes: int | None = None
 
-    def __call__(self, spec: RunSpec, folder: Path, on_epoch: OnEpoch) -> RunResult:
-        """Train in this process."""
+    def __call__(
+        self, spec: RunSpec, folder: Path, on_epoch: OnEpoch, ranks: Ranks | None = None
+    ) -> RunResult:
+        """Train in this process, one of several or alone."""
         torch.set_num_threads(self.threads)
         recordings = _recordings(self.store, self.sessions)
         clips = _affordable(spec, folder)
@@ -49,18 +49,106 @@ class TrainingObjective:
             return _ended(spec, folder, Outcome.INFEASIBLE, "out of memory with a single clip at a time")
         chosen = spec if clips is None else replace(spec, compute=replace(spec.compute, micro_batch=clips))
         with MemoryWatch(folder, clips=clips or spec.loader.batch_size, limit_bytes=self.memory_bytes):
-            result = self._train(chosen, recordings, folder, on_epoch)
-        # Diverging is what a configuration does, nothing broke: no reason to end a search.
-        diverged = result.outcome is Outcome.FAILED and (result.error or "").startswith("NonFiniteLossError")
-        return replace(result, spec=spec, outcome=Outcome.PRUNED if diverged else result.outcome)
+            result = self._train(chosen, recordings, folder, on_epoch, ranks or Ranks())
+        return replace(pruned_if_diverged(result), spec=spec)
 
     def _train(
-        self, spec: RunSpec, recordings: Sequence[Recording], folder: Path, on_epoch: OnEpoch
+        self,
+        spec: RunSpec,
+        recordings: Sequence[Recording],
+        folder: Path,
+        on_epoch: OnEpoch,
+        ranks: Ranks,
     ) -> RunResult:
         for report in finished_epochs(spec, recordings, folder):
+            if not from_first(on_epoch(report), ranks=ranks):
+                return _ended(spec, folder, Outcome.PRUNED, epochs=report.epoch)
+        return run(spec, recordings, folder, on_epoch=on_epoch, ranks=ranks, select_on=self.select_on)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterObjective:
+    """Train a run on workers of its own on a Ray cluster.
+
+    Attributes:
+        store: the recordings; all of them are trained on.
+        workers: processes that share each batch.
+        cpus_per_worker: cores of each.
+        gpus_per_worker: GPUs of each.
+        select_on: what scores of epochs look at.
+        max_failures: how often workers that died are replaced.
+    """
+
+    store: Path
+    workers: int
+    cpus_per_worker: int = 1
+    gpus_per_worker: int = 0
+    select_on: SelectOn = "holdout"
+    max_failures: int = 2
+
+    def __call__(self, spec: RunSpec, folder: Path, on_epoch: OnEpoch) -> RunResult:
+        """Train on workers and wait for them."""
+        # Ray Train is imported in two seconds, by the processes that use it only.
+        from training.cluster import train_on_cluster
+
+        told = finished_epochs(spec, open_store(self.store), folder)
+        for report in told:
             if not on_epoch(report):
                 return _ended(spec, folder, Outcome.PRUNED, epochs=report.epoch)
-        return run(spec, recordings, folder, on_epoch=on_epoch, select_on=self.select_on)
+        result = train_on_cluster(
+            spec,
+            [self.store],
+            folder,
+            workers=self.workers,
+            gpus_per_worker=self.gpus_per_worker,
+            cpus_per_worker=self.cpus_per_worker,
+            on_epoch=on_epoch,
+            max_failures=self.max_failures,
+            select_on=self.select_on,
+        )
+        return pruned_if_diverged(result)
+
+
+def make_objective(
+    cluster: ClusterConfig,
+    recordings: Sequence[Recording],
+    *,
+    select_on: SelectOn,
+    memory_bytes: int | None = None,
+) -> TrainingObjective | ClusterObjective:
+    """Return what the workers of a cluster do with a run.
+
+    Args:
+        cluster: where runs execute.
+        recordings: all recordings of one store.
+        select_on: what scores of epochs look at.
+        memory_bytes: main memory that a worker may use; GPUs are watched by their own allocator.
+    """
+    if cluster.lane == "train":
+        return ClusterObjective(
+            store=recordings[0].store,
+            workers=cluster.workers_per_run,
+            cpus_per_worker=int(cluster.cpus_per_worker),
+            gpus_per_worker=int(cluster.gpus_per_worker),
+            select_on=select_on,
+            max_failures=cluster.max_restarts,
+        )
+    return TrainingObjective(
+        store=recordings[0].store,
+        sessions=tuple(recording.session for recording in recordings),
+        select_on=select_on,
+        threads=int(cluster.cpus_per_worker),
+        memory_bytes=None if cluster.gpus_per_worker > 0 else memory_bytes,
+    )
+
+
+def pruned_if_diverged(result: RunResult) -> RunResult:
+    """Return the result of a run that diverged as pruned.
+
+    Diverging is what a configuration does, nothing broke: no reason to end a search.
+    """
+    diverged = result.outcome is Outcome.FAILED and (result.error or "").startswith("NonFiniteLossError")
+    return replace(result, outcome=Outcome.PRUNED) if diverged else result
 
 
 def finished_epochs(spec: RunSpec, recordings: Sequence[Recording], folder: Path) -> list[EpochReport]:
@@ -74,48 +162,9 @@ def finished_epochs(spec: RunSpec, recordings: Sequence[Recording], folder: Path
     return [] if loaded is None else [EpochReport(**report) for report in loaded[0]["reports"]]
 
 
-class MemoryWatch:
-    """Ends this process when it needs more memory than it may; the run's next attempt computes fewer clips.
-
-    Without it, Ray's or the kernel's killer acts, and may take other runs.
-
-    Args:
-        folder: the run's folder.
-        clips: computed at once now.
-        limit_bytes: resident memory of this process; None watches nothing.
-    """
-
-    def __init__(self, folder: Path, *, clips: int, limit_bytes: int | None) -> None:
-        self._folder, self._clips, self._limit = folder, clips, limit_bytes
-        self._done = threading.Event()
-
-    def __enter__(self) -> "MemoryWatch":
-        if self._limit is not None:
-            threading.Thread(target=self._watch, name="memory", daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-
-    def _watch(self) -> None:
-        while not self._done.wait(0.5):
-            if self._limit is not None and resident_bytes() > self._limit:
-                write_json(self._folder / MEMORY_FILE, {"too_many": self._clips})
-                os._exit(137)
-
-
-def resident_bytes() -> int:
-    """Return this process's resident memory; 0 where the system does not say."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
-
-
 def _affordable(spec: RunSpec, folder: Path) -> int | None:
-    path = folder / MEMORY_FILE
-    return int(read_json(path)["too_many"]) // 2 if path.exists() else spec.compute.micro_batch
+    too_many = too_many_clips(folder)
+    return spec.compute.micro_batch if too_many is None else too_many // 2
 
 
 def _ended(

@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 
+from data.confined import require_name
 from data.experiment import SimulationConfig
 from data.recording import Recording
 from data.simulation import simulate
 from data.sources import open_recordings
 from hpo.cluster import ClusterConfig
 from hpo.driver import Limits
+from hpo.lanes import LaneChoice, choose_lane
 from hpo.pruning import PruningConfig
 from hpo.space import Bounds, SpacePlan, plan_space
 from hpo.spaces import SPACES
@@ -39,6 +41,7 @@ class SearchPlan:
         pruning: when runs are stopped.
         limits: when the search ends.
         cluster: where runs execute.
+        lane: how, and why so.
         select_on: what scores look at.
         seed: of proposals and runs.
         sampler: what proposes.
@@ -51,6 +54,7 @@ class SearchPlan:
     pruning: PruningConfig
     limits: Limits
     cluster: ClusterConfig
+    lane: LaneChoice
     select_on: SelectOn
     seed: int
     sampler: str
@@ -90,9 +94,12 @@ def make_plan(parsed: argparse.Namespace) -> SearchPlan:
         raise ValueError(f"--runs is {parsed.runs}, but must be at least 1")
     base = replace(recipe(parsed.space, scale=scale), epochs=max_epochs, seed=parsed.seed)
     bounds = Bounds(pinned=read_pairs(parsed.set), narrowed=read_ranges(parsed.narrow))
-    cluster = _cluster(parsed, scale=scale)
+    lane = choose_lane(parsed.lane, workers_per_run=parsed.workers_per_run, is_short=scale == "demo")
+    cluster = _cluster(parsed, scale=scale, lane=lane)
     return SearchPlan(
-        folder=parsed.root / "studies" / (parsed.name or f"{parsed.space}-{scale}"),
+        folder=parsed.root
+        / "studies"
+        / require_name(parsed.name or f"{parsed.space}-{scale}", what="--name"),
         scale=scale,
         bounds=bounds,
         plan=plan_space(parsed.space, SPACES[parsed.space][scale], base, bounds),
@@ -104,6 +111,7 @@ def make_plan(parsed: argparse.Namespace) -> SearchPlan:
             gpus_per_run=cluster.gpus_per_run,
         ),
         cluster=cluster,
+        lane=lane,
         select_on=parsed.select_on,
         seed=parsed.seed,
         sampler=parsed.sampler,
@@ -115,21 +123,26 @@ def default_scale(recordings: Sequence[Path] | None) -> Scale:
     return "full" if recordings and torch.cuda.is_available() else "demo"
 
 
-def _cluster(parsed: argparse.Namespace, *, scale: Scale) -> ClusterConfig:
+def _cluster(parsed: argparse.Namespace, *, scale: Scale, lane: LaneChoice) -> ClusterConfig:
     cores, gpus = os.cpu_count() or 1, torch.cuda.device_count()
-    gpus_per_run = parsed.gpus_per_run if parsed.gpus_per_run is not None else float(gpus > 0)
+    workers = parsed.workers_per_run
+    if workers < 1:
+        raise ValueError(f"--workers-per-run is {workers}, but must be at least 1")
+    gpus_per_run = parsed.gpus_per_run if parsed.gpus_per_run is not None else float(workers * (gpus > 0))
     if parsed.max_concurrent is not None:
         slots = parsed.max_concurrent
     elif gpus_per_run > 0:
         slots = max(int(gpus / gpus_per_run), 1)
     else:
         # A small run gains nothing from a second thread, a full one gains little from a fifth.
-        slots = cores if scale == "demo" else max(cores // 4, 1)
+        slots = max((cores if scale == "demo" else cores // 4) // workers, 1)
     slots = min(slots, parsed.runs)
     return ClusterConfig(
         slots=slots,
-        cpus_per_run=max(cores // max(slots, 1), 1),
-        gpus_per_run=gpus_per_run,
+        lane=lane.lane,
+        workers_per_run=workers,
+        cpus_per_worker=max(cores // max(slots * workers, 1), 1),
+        gpus_per_worker=gpus_per_run / workers,
         address=parsed.address,
         verbose=parsed.verbose,
     )

@@ -51,7 +51,14 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     how.add_argument("--gpu-hours", type=float, metavar="HOURS", help="stop gracefully after this GPU time")
     where = parser.add_argument_group("where")
     where.add_argument("--max-concurrent", type=int, metavar="N", help="runs at a time (default: what fits)")
-    where.add_argument("--gpus-per-run", type=float, help="default: 1 where there are GPUs")
+    where.add_argument("--workers-per-run", type=int, default=1, help="processes that share each batch")
+    where.add_argument("--gpus-per-run", type=float, help="default: 1 per worker where there are GPUs")
+    where.add_argument(
+        "--lane",
+        default="auto",
+        help="auto, actors (one process per run), train (a Ray Train run each), warm (workers take run after "
+        "run)",
+    )
     where.add_argument("--address", help="of a running Ray cluster (default: Ray on this machine)")
     where.add_argument("--root", type=Path, default=Path("runs"), help="folder of studies (default: runs)")
     where.add_argument("--name", help="name of the study (default: space and scale)")

@@ -1,12 +1,16 @@
 """A search with an objective of milliseconds, also as a program that can be killed."""
 
+import math
+import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from hpo.driver import Driver, Limits
+from hpo.memory import MemoryWatch, too_many_clips
 from hpo.pruning import PruningConfig
 from hpo.space import Bounds, plan_space
 from hpo.study import Study
@@ -61,7 +65,7 @@ class FastObjective:
     outcome: Outcome = Outcome.FINISHED
     epochs: int = EPOCHS
 
-    def __call__(self, spec, folder, on_epoch):
+    def __call__(self, spec, folder, on_epoch, ranks=None):  # noqa: ARG002
         done = len([line for line in read_log(self.log) if line[0] == folder.name])
         for epoch in range(1, self.epochs + 1):
             if epoch > done:
@@ -75,6 +79,38 @@ class FastObjective:
 
     def report(self, spec, epoch):
         return make_report(spec, epoch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TroubledObjective(FastObjective):
+    """Runs that break in the ways that runs break, by number; each leaves its attempts in a file."""
+
+    troubles: Mapping[int, str]
+
+    def __call__(self, spec, folder, on_epoch, ranks=None):
+        folder.mkdir(parents=True, exist_ok=True)
+        attempts = folder / "attempts"
+        with attempts.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        trouble, attempt = self.troubles.get(int(folder.name)), len(attempts.read_text().split())
+        return super().__call__(spec, folder, partial(self._epoch, on_epoch, folder, trouble, attempt), ranks)
+
+    def _epoch(self, on_epoch, folder, trouble, attempt, report):
+        if trouble == "is not a number" and report.epoch == 2:
+            return on_epoch(replace(report, score=math.nan))
+        go_on = on_epoch(report)
+        if trouble == "raises":
+            raise KeyError("a bug")
+        if trouble == "dies" or (trouble == "dies once" and attempt == 1 and report.epoch == 2):
+            os._exit(1)
+        if trouble == "needs memory":
+            too_many = too_many_clips(folder)
+            clips = 8 if too_many is None else too_many // 2
+            if clips > 2:
+                MemoryWatch(folder, clips=clips, limit_bytes=1)._watch()
+        if trouble == "is slow":
+            time.sleep(1.0)
+        return go_on
 
 
 def read_log(path):
@@ -124,6 +160,19 @@ def search(root, *, total, objective=None, limits=None, observers=(), check=lamb
     try:
         driver.run_here(objective or FastObjective(log=root / "log"))
         return study.trials()
+    finally:
+        study.close()
+
+
+def search_on_ray(root, *, total, objective, config, **options):
+    """Search on Ray; returns the runs and the driver."""
+    from hpo.cluster import run_on_ray
+
+    study = open_study(root, **options)
+    driver = Driver(study, Limits(runs=total))
+    try:
+        run_on_ray(driver, objective, config)
+        return study.trials(), driver
     finally:
         study.close()
 

@@ -1,0 +1,278 @@
+"""Ray Tune executes the runs that a driver decides on, each in an actor or as a Ray Train run.
+
+Tune's searcher asks the driver, its scheduler passes every report to the driver and applies the answer.
+"""
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from hpo.cluster import ClusterConfig, RayBrokenError
+from hpo.driver import Driver, Objective
+from training.results import EpochReport, Outcome, RunResult
+from training.spec import from_plain, to_plain
+
+logger = logging.getLogger(__name__)
+
+_EPOCH, _ENDED = "epoch_report", "run_result"
+_POLL_SECONDS = 0.05
+
+
+class Answers:
+    """Between the driver and runs that must end by themselves: an actor without cores."""
+
+    def __init__(self) -> None:
+        self._answers: dict[tuple[int, int], bool] = {}
+
+    def put(self, number: int, epoch: int, go_on: bool) -> None:
+        """Answer an epoch of a run."""
+        self._answers[number, epoch] = go_on
+
+    def take(self, number: int, epoch: int) -> bool | None:
+        """Return the answer once; None while there is none."""
+        return self._answers.pop((number, epoch), None)
+
+
+def run_on_tune(
+    driver: Driver, objective: Objective, config: ClusterConfig, *, on_idle: Callable[[], None]
+) -> None:
+    """Make a study's runs on an initialized Ray.
+
+    Raises:
+        RuntimeError: Tune or Ray broke down.
+    """
+    import ray
+    from ray import tune
+
+    if not config.verbose:
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+        # Tune's scheduler is not told of processes that die and are replaced.
+        logging.getLogger("ray.train").setLevel(logging.CRITICAL)
+    scratch = driver.study.folder / "ray"
+    shutil.rmtree(scratch, ignore_errors=True)
+    in_groups = config.lane == "train"
+    answers = ray.remote(num_cpus=0)(Answers).remote() if in_groups else None
+    bridge = _Bridge(driver, config, answers=answers, on_idle=on_idle)
+    searcher, scheduler = _around(bridge)
+    tuner = tune.Tuner(
+        tune.with_resources(
+            tune.with_parameters(make_run, objective=objective, answers=answers), _resources(config)
+        ),
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            scheduler=scheduler,
+            num_samples=-1,
+            max_concurrent_trials=None,
+            # A fresh process imports torch for five seconds.
+            reuse_actors=True,
+            trial_dirname_creator=_folder_name,
+            trial_name_creator=_folder_name,
+        ),
+        run_config=tune.RunConfig(
+            name="runs",
+            storage_path=str(scratch.resolve()),
+            verbose=0,
+            # Whether a run is made again is for the driver to say.
+            failure_config=tune.FailureConfig(max_failures=0),
+        ),
+    )
+    try:
+        tuner.fit()
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    if bridge.broken is not None:
+        raise RayBrokenError(bridge.broken)
+
+
+def _resources(config: ClusterConfig) -> dict[str, float]:
+    if config.lane == "train":
+        # Ray Train counts the workers itself; this process only waits for them, on a machine that stays.
+        return {"cpu": 0, "node:__internal_head__": 0.001}
+    counted = {"cpu": config.cpus_per_worker, "gpu": config.gpus_per_worker}
+    return {name: count for name, count in counted.items() if count > 0}
+
+
+def _folder_name(ray_trial: Any) -> str:
+    return f"{ray_trial.config['number']:04d}-{ray_trial.trial_id}"
+
+
+def make_run(config: Mapping[str, Any], objective: Objective, answers: Any = None) -> None:
+    """Make one run in a worker, and report every epoch and how it ended.
+
+    Args:
+        config: number, run and folder.
+        objective: trains it.
+        answers: where the driver answers; None lets Tune end this thread in a report.
+    """
+    from ray import tune
+
+    def on_epoch(report: EpochReport) -> bool:
+        tune.report({_EPOCH: json.dumps(asdict(report))})
+        # A run on several workers must end by itself: if Tune ended it here, they would never be released.
+        return answers is None or _answer(answers, config["number"], report.epoch)
+
+    spec, folder = from_plain(json.loads(config["spec"])), Path(config["folder"])
+    try:
+        result = told(objective(spec, folder, on_epoch))
+    except Exception as error:
+        # A bug of ours is no reason to try the same again, as Tune would.
+        logger.exception("run %s failed", folder.name)
+        result = {"outcome": str(Outcome.FAILED), "error": f"{type(error).__name__}: {error}"}
+    # As text: Tune flattens what is nested.
+    tune.report({_ENDED: json.dumps(result)})
+
+
+def _answer(answers: Any, number: int, epoch: int) -> bool:
+    import ray
+
+    while (answer := ray.get(answers.take.remote(number, epoch))) is None:
+        time.sleep(_POLL_SECONDS)
+    return bool(answer)
+
+
+def told(result: RunResult) -> dict[str, Any]:
+    """Return what the driver must know of a result, as plain values."""
+    plain = {name: getattr(result, name) for name in ("error", "score", "epochs", "seconds")}
+    checkpoint = None if result.checkpoint is None else str(result.checkpoint)
+    return plain | {
+        "outcome": str(result.outcome),
+        "score_by_session": dict(result.score_by_session),
+        "checkpoint": checkpoint,
+    }
+
+
+def read_result(driver: Driver, number: int, plain: Mapping[str, Any]) -> RunResult:
+    """Return a result from what ``told`` returned."""
+    result = driver.result(number, Outcome(plain["outcome"]), plain["error"])
+    if "epochs" not in plain:
+        return result
+    checkpoint = None if plain["checkpoint"] is None else Path(plain["checkpoint"])
+    return replace(
+        result,
+        score=plain["score"],
+        score_by_session=plain["score_by_session"],
+        epochs=plain["epochs"],
+        seconds=plain["seconds"],
+        checkpoint=checkpoint,
+    )
+
+
+class _Bridge:
+    """What Tune's searcher and scheduler share."""
+
+    def __init__(
+        self, driver: Driver, config: ClusterConfig, *, answers: Any, on_idle: Callable[[], None]
+    ) -> None:
+        self.driver, self.on_idle = driver, on_idle
+        self.broken: str | None = None
+        self._config, self._answers = config, answers
+        self._numbers: dict[str, int] = {}
+        self._deaths: dict[int, int] = {}
+        self.errors: dict[str, str] = {}
+
+    def suggest(self, trial_id: str, finished: Any) -> Any:
+        self.on_idle()
+        if self.broken is not None:
+            return finished
+        if len(self._numbers) >= self._config.slots:
+            return None
+        asked = self.driver.next()
+        if asked is None:
+            # As long as a run is live it may turn out to be infeasible, and its place is free again.
+            return None if self._numbers else finished
+        assert asked.spec is not None
+        self._numbers[trial_id] = asked.number
+        return {
+            "number": asked.number,
+            "spec": json.dumps(to_plain(asked.spec)),
+            "folder": str(self.driver.folder(asked.number).resolve()),
+        }
+
+    def goes_on(self, trial_id: str, result: Mapping[str, Any]) -> bool:
+        self.on_idle()
+        number = self._numbers.get(trial_id)
+        if number is None:
+            return False
+        if _EPOCH in result:
+            return self._epoch(number, EpochReport(**json.loads(result[_EPOCH])))
+        if _ENDED in result and number in self.driver.study.live:
+            plain = json.loads(result[_ENDED])
+            self.driver.ended(number, read_result(self.driver, number, plain))
+        return False
+
+    def _epoch(self, number: int, report: EpochReport) -> bool:
+        study = self.driver.study
+        go_on = number in study.live and self.broken is None and self.driver.epoch(number, report)
+        if self._answers is not None:
+            self._answers.put.remote(number, report.epoch, go_on)
+        if not go_on and number in study.live and self._answers is None:
+            study.leave(number)
+        # A run that hears the answer itself ends by itself.
+        return go_on or (self._answers is not None and self.broken is None)
+
+    def ended(self, trial_id: str, *, error: bool) -> None:
+        number = self._numbers.pop(trial_id, None)
+        if number is None or number not in self.driver.study.live:
+            return
+        if not error:
+            # It was left in the middle, while the search was stopping.
+            self.driver.study.leave(number)
+        else:
+            self._died(number, trial_id)
+
+    def _died(self, number: int, trial_id: str) -> None:
+        self._deaths[number] = self._deaths.get(number, 0) + 1
+        reason = self.errors.pop(trial_id, "nobody knows why")
+        again = self._deaths[number] <= self._config.max_restarts
+        self.driver.died(number, f"its process died {self._deaths[number]} times: {reason}", again=again)
+        if self._answers is not None:
+            # Its workers' resources stay taken until Ray ends.
+            self.broken = f"the process of run {number} died, which trained on several workers"
+
+
+def _in_a_line(error: BaseException | None) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}, {lines[-1]}" if lines else type(error).__name__
+
+
+def _around(bridge: _Bridge) -> tuple[Any, Any]:
+    """Return Tune's searcher and scheduler around a bridge."""
+    from ray.tune.schedulers import FIFOScheduler
+    from ray.tune.search import Searcher
+
+    class StudySearcher(Searcher):
+        """Asks the driver for runs; holds nothing that a snapshot of Tune's would have to keep."""
+
+        def suggest(self, trial_id: str) -> Any:
+            return bridge.suggest(trial_id, Searcher.FINISHED)
+
+        def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:  # noqa: ARG002
+            bridge.ended(trial_id, error=error)
+
+        def save(self, checkpoint_path: str) -> None:
+            """Keep nothing: the study is the state."""
+
+        def restore(self, checkpoint_path: str) -> None:
+            """Restore nothing: the study is the state."""
+
+        def __reduce__(self) -> Any:
+            return (Searcher, ())
+
+    class StudyScheduler(FIFOScheduler):
+        """Passes every report to the driver and stops the runs that it stops."""
+
+        def on_trial_result(self, tune_controller: Any, trial: Any, result: Any) -> str:  # noqa: ARG002
+            return str(self.CONTINUE if bridge.goes_on(trial.trial_id, result) else self.STOP)
+
+        def on_trial_error(self, tune_controller: Any, trial: Any) -> None:  # noqa: ARG002
+            bridge.errors[trial.trial_id] = _in_a_line(trial.get_pickled_error())
+
+        def __reduce__(self) -> Any:
+            return (FIFOScheduler, ())
+
+    return StudySearcher(), StudyScheduler()
