@@ -12,10 +12,10 @@ from torch.nn import functional
 class DroppedLinear(nn.Linear):
     """Drop random features of the input in training, then multiply and add as ``nn.Linear`` does.
 
-    On a CPU torch's dropout takes 20 ns a feature, more than the multiplication, and keeps the mask in full
-    precision and the dropped input for the gradients. This one draws 16 random bits a feature (the rate is
-    rounded to 1/65536, and the features that stay are scaled by exactly that), keeps a byte a feature and
-    drops the input again for the gradients. Elsewhere torch's own is used.
+    On a CPU torch's dropout takes 20 ns a feature, more than the multiplication, and keeps the mask and the
+    dropped input for the gradients. This one draws 16 random bits a feature (the rate is rounded to 1/65536,
+    and the features that stay are scaled by exactly that), keeps the state of the generator, and drops the
+    input again for the gradients. Elsewhere torch's own is used.
 
     Args:
         rate: probability that a feature is dropped.
@@ -25,14 +25,23 @@ class DroppedLinear(nn.Linear):
         super().__init__(in_features, out_features, bias=bias)
         self.rate = rate
 
-    def forward(self, input: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d_out"]:  # noqa: A002 - as in torch
-        """Drop, multiply and add."""
-        if not self.training or self.rate == 0:
-            return super().forward(input)
-        if input.device.type != "cpu" or torch.compiler.is_compiling():
-            return super().forward(functional.dropout(input, self.rate))
-        product: Tensor = _DroppedProduct.apply(input, self.weight, self.rate)
-        return product if self.bias is None else product + self.bias
+    def forward(
+        self,
+        input: Float[Tensor, "*rows d_in"],  # noqa: A002 - as in torch
+        activation: nn.Module | None = None,
+    ) -> Float[Tensor, "*rows d_out"]:
+        """Drop, multiply and add.
+
+        Args:
+            input: features, from which ``activation`` makes those to drop.
+            activation: pure function of the input; in training it is computed again for the gradients.
+        """
+        is_dropping = self.training and self.rate > 0
+        if is_dropping and input.device.type == "cpu" and not torch.compiler.is_compiling():
+            product: Tensor = _DroppedProduct.apply(input, self.weight, self.rate, activation)
+            return product if self.bias is None else product + self.bias
+        features = input if activation is None else activation(input)
+        return super().forward(functional.dropout(features, self.rate) if is_dropping else features)
 
     def extra_repr(self) -> str:
         """Show the rate where the module is printed."""
@@ -40,32 +49,47 @@ class DroppedLinear(nn.Linear):
 
 
 class _DroppedProduct(torch.autograd.Function):
-    """Dropout and matrix product; the scale of what stays is put into the (smaller) weights."""
+    """Activation, dropout and matrix product; the scale of what stays is put into the (smaller) weights."""
 
     @staticmethod
     @torch.amp.custom_fwd(device_type="cpu")  # type: ignore[untyped-decorator]
     def forward(
-        ctx: Any, features: Float[Tensor, "*rows d"], weight: Float[Tensor, "d_out d"], rate: float
+        ctx: Any,
+        hidden: Float[Tensor, "*rows d_in"],
+        weight: Float[Tensor, "d_out d"],
+        rate: float,
+        activation: nn.Module | None,
     ) -> Float[Tensor, "*rows d_out"]:
         """Return the product of weights and dropped features."""
+        ctx.save_for_backward(hidden, weight)
+        ctx.rate, ctx.activation = rate, activation
+        ctx.generator = torch.default_generator.clone_state()
+        features = hidden if activation is None else activation(hidden)
         mask, scale = draw_mask(features.shape, rate)
-        ctx.save_for_backward(features, weight, mask)
-        ctx.scale = scale
         return functional.linear(_masked(features, mask), weight * scale)
 
     @staticmethod
     @torch.amp.custom_bwd(device_type="cpu")  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        """Return the gradients of features and weights."""
-        features, weight, mask = ctx.saved_tensors
-        grad = grad_outputs[0]
-        of_features = of_weight = None
-        if ctx.needs_input_grad[0]:
-            of_features = torch.matmul(grad, weight * ctx.scale).mul_(mask).to(features.dtype)
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        """Return the gradients of hidden features and weights."""
+        hidden, weight = ctx.saved_tensors
+        grad = grad_outputs[0].flatten(0, -2)
+        leaf = hidden.detach().requires_grad_(ctx.activation is not None)
+        with torch.enable_grad():
+            features = leaf if ctx.activation is None else ctx.activation(leaf)
+        # A copy, so that a second backward pass sees the same mask.
+        mask, scale = draw_mask(features.shape, ctx.rate, generator=ctx.generator.clone_state())
+        of_hidden = of_weight = None
         if ctx.needs_input_grad[1]:
-            dropped = _masked(features, mask).flatten(0, -2)
-            of_weight = torch.matmul(grad.flatten(0, -2).T, dropped).mul_(ctx.scale).to(weight.dtype)
-        return of_features, of_weight, None
+            dropped = _masked(features.detach(), mask).flatten(0, -2)
+            of_weight = torch.matmul(grad.T, dropped).mul_(scale).to(weight.dtype)
+            del dropped
+        if ctx.needs_input_grad[0]:
+            # Two axes: for a gradient that is not contiguous a product with three makes many small ones.
+            of_hidden = torch.matmul(grad, weight * scale).view(mask.shape).mul_(mask).to(features.dtype)
+            if ctx.activation is not None:
+                (of_hidden,) = torch.autograd.grad(features, leaf, of_hidden)
+        return of_hidden, of_weight, None, None
 
 
 def _masked(features: Float[Tensor, "*rows d"], mask: UInt8[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
@@ -73,12 +97,15 @@ def _masked(features: Float[Tensor, "*rows d"], mask: UInt8[Tensor, "*rows d"]) 
     return mask.to(features.dtype).mul_(features)
 
 
-def draw_mask(shape: torch.Size, rate: float) -> tuple[UInt8[Tensor, "*shape"], float]:
-    """Draw which features stay, from torch's current generator.
+def draw_mask(
+    shape: torch.Size, rate: float, *, generator: torch.Generator | None = None
+) -> tuple[UInt8[Tensor, "*shape"], float]:
+    """Draw which features stay.
 
     Args:
         shape: shape of the features.
         rate: probability that a feature is dropped, less than 1.
+        generator: where the random bits come from; torch's default one if None.
 
     Returns:
         1 for each feature that stays, and the factor that keeps the mean.
@@ -86,6 +113,8 @@ def draw_mask(shape: torch.Size, rate: float) -> tuple[UInt8[Tensor, "*shape"], 
     num_values = 2**16
     num_kept = max(round((1 - rate) * num_values), 1)
     num_features = math.prod(shape)
-    bits = torch.empty((num_features + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    bits = torch.empty((num_features + 3) // 4, dtype=torch.int64).random_(
+        -(2**63), None, generator=generator
+    )
     values = bits.view(torch.int16)[:num_features].view(shape)
     return (values < num_kept - num_values // 2).view(torch.uint8), num_values / num_kept

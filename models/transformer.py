@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from models.drop_path import DropPath
 from models.dropped_linear import DroppedLinear
+from models.normed_products import normed_products
 
 FeedForwardActivation = Literal["tanh", "sigmoid", "elu", "gelu", "swiglu"]
 BlockName = Literal["parallel", "sequential"]
@@ -116,13 +117,10 @@ class ParallelBlock(nn.Module):
 
     def forward(self, tokens: Float[Tensor, "row s d"]) -> Float[Tensor, "row s d"]:
         """Mix the tokens of each row; rows do not see each other."""
-        # Four products instead of one: putting together the gradient of one would copy all of it.
-        normalized = self.norm(tokens)
-        query, key, value, hidden = (
-            functional.linear(normalized, weight) for weight in self.fused.weight.split(self.widths)
-        )
+        query, key, value, hidden = normed_products(tokens, self.norm, self.fused.weight, self.widths)
         attended = self.attention_output(self.attention(query, key, value))
-        result: Tensor = tokens + self.drop_path(attended) + self.drop_path(self.feed_forward(hidden))
+        activation, output = self.feed_forward
+        result: Tensor = tokens + self.drop_path(attended) + self.drop_path(output(hidden, activation))
         return result
 
 
@@ -155,8 +153,8 @@ class SequentialBlock(nn.Module):
 
     def forward(self, tokens: Float[Tensor, "row s d"]) -> Float[Tensor, "row s d"]:
         """Mix the tokens of each row; rows do not see each other."""
-        normalized = self.norm(tokens)
-        query, key, value = (functional.linear(normalized, weight) for weight in self.fused.weight.chunk(3))
+        width = len(self.fused.weight) // 3
+        query, key, value = normed_products(tokens, self.norm, self.fused.weight, [width] * 3)
         tokens = tokens + self.drop_path(self.attention_output(self.attention(query, key, value)))
         result: Tensor = tokens + self.drop_path(self.feed_forward(tokens))
         return result

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from models.dropped_linear import DroppedLinear, draw_mask
+from models.transformer import SwiGLU
 
 
 def test_features_stay_with_the_asked_probability_and_keep_their_mean():
@@ -40,6 +41,38 @@ def test_result_and_gradients_are_those_of_a_linear_layer_on_dropped_features(bi
     torch.testing.assert_close(
         torch.autograd.grad(result, inputs, cotangent), torch.autograd.grad(expected, inputs, cotangent)
     )
+
+
+def test_an_activation_is_computed_again_for_the_gradients_with_the_same_features_dropped():
+    torch.manual_seed(0)
+    layer = DroppedLinear(7, 4, rate=0.3, bias=False).double()
+    x = torch.randn(3, 5, 14, dtype=torch.float64, requires_grad=True)
+    torch.manual_seed(1)
+    result = layer(x, SwiGLU())
+    torch.manual_seed(1)
+    mask, scale = draw_mask(torch.Size((3, 5, 7)), 0.3)
+    features = x[..., :7] * x[..., 7:] / (1 + torch.exp(-x[..., 7:]))
+    expected = (features * mask * scale) @ layer.weight.T
+    torch.testing.assert_close(result, expected)
+    # A gradient that is not contiguous, as the readout's is, and asked for twice.
+    cotangent = torch.randn(4, 5, 3, dtype=torch.float64).permute(2, 1, 0)
+    inputs = [x, layer.weight]
+    wanted = torch.autograd.grad(expected, inputs, cotangent)
+    before = torch.get_rng_state()
+    for _ in range(2):
+        found = torch.autograd.grad(result, inputs, cotangent, retain_graph=True)
+        torch.testing.assert_close(found, wanted)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_neither_mask_nor_activation_is_kept():
+    layer = DroppedLinear(256, 8, rate=0.3)
+    x = torch.randn(1000, 256, requires_grad=True)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        layer(x, torch.nn.GELU())
+    assert {tuple(t.shape) for t in kept} == {(1000, 256), (8, 256)}
+    assert all(t is x or t is layer.weight for t in kept)
 
 
 def test_nothing_is_dropped_in_evaluation_or_at_rate_zero():
