@@ -8,6 +8,8 @@ from typing import Any
 from training.run_folder import read_json, write_json
 
 IDENTITY_FILE = "study.json"
+DATABASE_FILE = "study.db"
+_SQLITE = b"SQLite format 3\0"
 _SHOWN = 4
 
 
@@ -21,18 +23,32 @@ def require_same(folder: Path, identity: Mapping[str, Any]) -> None:
     Raises:
         StudyError: it was made for something else; the message lists the differences.
     """
+    _require_database(folder / DATABASE_FILE)
     path = folder / IDENTITY_FILE
     wanted = json.loads(json.dumps(identity))
     if not path.exists():
         write_json(path, wanted)
         return
-    different = differences(read_json(path), wanted)
+    try:
+        stored = read_json(path)
+    except ValueError as error:
+        raise StudyError(f"{error}; use --fresh to archive the study and start anew") from error
+    different = differences(stored, wanted)
     if different:
         more = f" and {len(different) - _SHOWN} more" if len(different) > _SHOWN else ""
         raise StudyError(
             f"study {folder} was made with another {'; '.join(different[:_SHOWN])}{more}. "
             "Use --fresh to archive it and start anew, or --name for a new study"
         )
+
+
+def _require_database(path: Path) -> None:
+    if not path.exists() or path.stat().st_size == 0:
+        return
+    with path.open("rb") as file:
+        start = file.read(len(_SQLITE))
+    if start != _SQLITE:
+        raise StudyError(f"{path} is not a SQLite database, but must be one: restore it, or use --fresh")
 
 
 def differences(old: Any, new: Any, name: str = "") -> list[str]:

@@ -16,14 +16,13 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from hpo.identity import StudyError, require_same
+from hpo.identity import DATABASE_FILE, StudyError, require_same
 from hpo.pruning import PruningConfig, undecided
 from hpo.sampler import SeededSampler
 from hpo.space import Bounds, SearchSpace
 from training.results import EpochReport, Outcome, RunResult
 from training.spec import RunSpec
 
-DATABASE_FILE = "study.db"
 _STOPPED = "stopped_at"
 
 

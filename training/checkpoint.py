@@ -7,6 +7,7 @@ unpickled) and ``checkpoint.json`` (run specification, sessions, versions, sha25
 import hashlib
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from data.confined import parse_json, read_small
 from data.recording import Recording
 
 FORMAT = 1
@@ -134,11 +136,11 @@ def read_info(folder: Path) -> CheckpointInfo:
     """
     path = folder / INFO_FILE
     try:
-        described = json.loads(path.read_text(encoding="utf-8"))
+        described = parse_json(read_small(path))
         info = _info_from(described)
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist, but a checkpoint must have it") from None
-    except (json.JSONDecodeError, TypeError, KeyError, UnicodeDecodeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{path} cannot be read as a checkpoint description: {error}") from error
     if info.format != FORMAT:
         raise CheckpointError(f"format of {path} is {info.format}, but this version reads {FORMAT}")
@@ -147,7 +149,10 @@ def read_info(folder: Path) -> CheckpointInfo:
 
 def _info_from(described: Mapping[str, Any]) -> CheckpointInfo:
     sessions = tuple(SessionIdentity(**session) for session in described["sessions"])
-    return CheckpointInfo(**(dict(described) | {"sessions": sessions}))
+    info = CheckpointInfo(**(dict(described) | {"sessions": sessions}))
+    if not isinstance(info.epoch, int) or not isinstance(info.spec, Mapping):
+        raise TypeError(f"epoch is {info.epoch!r} and spec a {type(info.spec).__name__}")
+    return info
 
 
 def load_checkpoint(
@@ -165,10 +170,17 @@ def load_checkpoint(
     found = sha256_of(path)
     if found != info.sha256:
         raise CheckpointError(
-            f"sha256 of {path} is {found[:12]}..., but must be {info.sha256[:12]}...: the file was "
+            f"sha256 of {path} is {found[:12]}..., but must be {str(info.sha256)[:12]}...: the file was "
             "changed or cut short; use the checkpoint before it"
         )
-    state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    try:
+        state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise CheckpointError(
+            f"{path} is no state, or holds more than tensors, numbers and text (weights_only), which is "
+            f"never unpickled: {reason}"
+        ) from error
     return state, info
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from data.confined import require_name
 from data.recording import Recording
 from data.sources import open_recordings
 from training.console import RunDisplay, forecast_table, result_table
@@ -115,7 +116,8 @@ def _plan(parsed: argparse.Namespace) -> _Plan:
     spec = with_values(recipe(parsed.model, scale=parsed.scale), _settings(parsed.set))
     if parsed.seed is not None:
         spec = replace(spec, seed=parsed.seed)
-    folder = parsed.runs / (parsed.name or f"{parsed.model}-{spec.seed}")
+    name = parsed.name or f"{parsed.model}-{spec.seed}"
+    folder = parsed.runs / require_name(name, what="--name")
     plan = _Plan(
         folder=folder,
         spec=spec,

@@ -139,7 +139,7 @@ def _parse_number(value: Any, hint: type[int] | type[float], *, name: str) -> in
     except (TypeError, ValueError):
         raise ValueError(f"{name} is {value!r}, but must be {wanted}") from None
     if hint is int:
-        if isinstance(value, bool) or number != int(number):
+        if isinstance(value, bool) or not number.is_integer():
             raise ValueError(f"{name} is {value!r}, but must be {wanted}")
         return int(number)
     return number

@@ -1,6 +1,5 @@
 """The prediction store: ``[trial, neuron, frame]`` of each member, session and tier."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float32
 
+from data.confined import parse_json, read_small
 from training.checkpoint import sha256_of
 from training.names import nearest
 from training.prediction_info import PredictionError, PredictionInfo
@@ -94,7 +94,7 @@ class PredictionStore:
         info, plain = _read_sidecar(sidecar)
         try:
             values = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise PredictionError(
                 f"{path} cannot be read ({error}); delete {sidecar} and predict again"
             ) from error
@@ -113,11 +113,13 @@ class PredictionStore:
 
 def _read_sidecar(path: Path) -> tuple[PredictionInfo, dict[str, Any]]:
     try:
-        plain: dict[str, Any] = json.loads(path.read_text())
+        plain: dict[str, Any] = parse_json(read_small(path))
         if plain["format"] != FORMAT:
             raise PredictionError(
                 f"{path} has format {plain['format']}, but this version reads {FORMAT}; predict again"
             )
         return PredictionInfo.from_plain(plain), plain
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except PredictionError:
+        raise
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise PredictionError(f"{path} is not a sidecar of predictions ({error!r}); delete it") from error

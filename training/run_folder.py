@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from data.confined import parse_json, read_small
 from training.checkpoint import (
     CheckpointError,
     CheckpointInfo,
@@ -144,7 +145,10 @@ def read_json(path: Path) -> dict[str, Any]:
         FileNotFoundError: there is none.
         ValueError: it holds something else.
     """
-    content = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        content = parse_json(read_small(path))
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, but must hold an object")
     return content

@@ -110,6 +110,8 @@ def from_plain(described: Mapping[str, Any]) -> RunSpec:
     Raises:
         ValueError: it names a family, schedule or hyperparameter that does not exist here.
     """
+    if not isinstance(described, Mapping) or not {"model", "schedule", "values"} <= described.keys():
+        raise ValueError("a specification must be an object with model, schedule and values")
     schedule = described["schedule"]
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule is {schedule!r}{nearest(schedule, SCHEDULES)}")

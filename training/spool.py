@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from data.confined import parse_json
+
 EVENTS_FILE = "tracking.jsonl"
 SENT_FILE = "tracking.sent"
 
@@ -76,10 +78,11 @@ class Spool:
                 if not line.endswith(b"\n"):
                     return
                 try:
-                    event = json.loads(line)
-                except json.JSONDecodeError:
+                    event = parse_json(line)
+                except ValueError:
                     continue
-                yield event, file.tell()
+                if isinstance(event, dict) and "kind" in event:
+                    yield event, file.tell()
 
     def mark_sent(self, offset: int) -> None:
         """Note that everything before ``offset`` has arrived."""
