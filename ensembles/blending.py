@@ -205,7 +205,7 @@ class Blender:
         return Blended(weights=self.blend.fit(task), scales=self.scales)
 
 
-def zscores(evidence: Evidence) -> dict[str, Float32[np.ndarray, "k n"]]:
+def zscores(evidence: Evidence) -> dict[str, Float32[np.ndarray, "k _"]]:
     """Return factors that give all members of each neuron the same std, the mean of their own.
 
     They are taken from predictions alone. A member that never changes in a neuron keeps its scale.

@@ -27,7 +27,7 @@ FORMAT = 1
 Metric = Literal["single_trial", "to_average"]
 METRICS: tuple[Metric, ...] = ("single_trial", "to_average")
 
-Scales = Mapping[str, Float[np.ndarray, "k n"]]
+Scales = Mapping[str, Float[np.ndarray, "k _"]]
 """Factors of each member's predictions, for each session and neuron."""
 
 Weights = Float[np.ndarray, "..."] | Mapping[str, Float[np.ndarray, "..."]]
