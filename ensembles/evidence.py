@@ -27,7 +27,7 @@ FORMAT = 1
 Metric = Literal["single_trial", "to_average"]
 METRICS: tuple[Metric, ...] = ("single_trial", "to_average")
 
-Scales = Mapping[str, Float[np.ndarray, "k _"]]
+Scales = Mapping[str, Float[np.ndarray, "_k _n"]]
 """Factors of each member's predictions, for each session and neuron."""
 
 Weights = Float[np.ndarray, "..."] | Mapping[str, Float[np.ndarray, "..."]]

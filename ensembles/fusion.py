@@ -29,7 +29,7 @@ class Fusion:
 
     members: tuple[str, ...]
     weights: Mapping[str, tuple[float, ...]]
-    scales: Mapping[str, Float[np.ndarray, "k n"]] | None = None
+    scales: Mapping[str, Float[np.ndarray, "k _"]] | None = None
 
     def __post_init__(self) -> None:
         """Refuse weights that are not shares."""
@@ -55,7 +55,7 @@ class Fusion:
 
     def over(
         self, members: Sequence[str]
-    ) -> tuple[dict[str, Float64[np.ndarray, " pool"]], dict[str, Float32[np.ndarray, "pool n"]] | None]:
+    ) -> tuple[dict[str, Float64[np.ndarray, " pool"]], dict[str, Float32[np.ndarray, "pool _"]] | None]:
         """Return weights and factors for a larger pool, where members that are not in the ensemble have 0."""
         places = [list(members).index(name) for name in self.members]
         weights = {}
