@@ -1,5 +1,8 @@
 """Runs of seconds on the two tiny mice, for tests that train."""
 
+import os
+import shutil
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -60,15 +63,45 @@ def tiny_spec(family="vivit", **changes) -> RunSpec:
     return replace(spec, **changes)
 
 
-def main(store: str, folder: str) -> None:
-    """Train in a process of its own, one line for each epoch: something to kill."""
+KILLED_EPOCHS = 3
+
+
+def main(store: str, folder: str, *points: str) -> None:
+    """Start the same run once for each point, and kill it -9 there: ``folder/<point>`` is what is left.
+
+    Points count optimizer steps and everything that changes a disk. The runs are forked, so that the
+    libraries are imported once; nothing may have been computed before, because autograd's threads do not
+    survive a fork.
+    """
     torch.set_num_threads(1)
+    recordings = open_store(Path(store))
+    for point in points:
+        child = os.fork()
+        if child == 0:
+            _run_until(int(point), recordings, Path(folder) / point)
+        _, status = os.waitpid(child, 0)
+        print(point, "killed" if os.WIFSIGNALED(status) else "ended", flush=True)
 
-    def on_epoch(report) -> bool:
-        print(report.epoch, flush=True)
-        return True
 
-    run(tiny_spec(epochs=6), open_store(Path(store)), Path(folder), on_epoch=on_epoch)
+def _run_until(point, recordings, folder):
+    passed = 0
+
+    def counted(original):
+        def call(*args, **kwargs):
+            nonlocal passed
+            passed += 1
+            if passed == point:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*args, **kwargs)
+
+        return call
+
+    os.fsync = counted(os.fsync)
+    shutil.rmtree = counted(shutil.rmtree)
+    for name in ("rename", "mkdir"):
+        setattr(Path, name, counted(getattr(Path, name)))
+    run(tiny_spec(epochs=KILLED_EPOCHS), recordings, folder, on_step=counted(lambda _: None))
+    os._exit(0)
 
 
 if __name__ == "__main__":

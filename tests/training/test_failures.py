@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -256,65 +257,68 @@ def test_no_recordings_fail(tmp_path):
     assert "at least one session" in result.error
 
 
-def _run_rank(rank, store, folder, fault, port):
+def _run_rank(rank, store, folder, port):
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=2)
+    ranks, recordings, folder = Ranks.current(), open_store(Path(store)), Path(folder)
     spec = tiny_spec(epochs=2)
     spec = replace(spec, loader=replace(spec.loader, batch_size=4))
-    recordings = open_store(Path(store))
-    if fault == "memory":
-        spec = replace(spec, compute=ComputeConfig(micro_batch=2))
-        with limited_clips(1 if rank else 9, error=MemoryError()):
-            result = run(spec, recordings, Path(folder), ranks=Ranks.current())
-    elif fault == "disk":
-        if rank == 0:
-            import training.checkpoint
+    results = {}
 
-            def save(*_):
-                raise OSError(errno.ENOSPC, "No space left on device")
+    small_parts = replace(spec, compute=ComputeConfig(micro_batch=2))
+    with limited_clips(1 if rank else 9, error=MemoryError()):
+        results["memory"] = run(small_parts, recordings, folder / "memory", ranks=ranks)
 
-            training.checkpoint.torch.save = save
-        result = run(spec, recordings, Path(folder), ranks=Ranks.current())
-    else:
-        result = run(
-            spec, recordings, Path(folder), ranks=Ranks.current(), on_epoch=lambda report: report.epoch < 1
-        )
-        result = run(spec, recordings, Path(folder), ranks=Ranks.current())
-    Path(f"{folder}-{rank}.json").write_text(
-        json.dumps({"outcome": result.outcome, "score": result.score, "error": result.error})
-    )
+    run(spec, recordings, folder / "resume", ranks=ranks, on_epoch=lambda report: report.epoch < 1)
+    results["resume"] = run(spec, recordings, folder / "resume", ranks=ranks)
+    results["whole"] = run(spec, recordings, folder / "whole", ranks=ranks)
+
+    import training.checkpoint
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if rank == 0:
+        training.checkpoint.torch.save = full
+    results["disk"] = run(spec, recordings, folder / "disk", ranks=ranks)
+    plain = {
+        name: {"outcome": result.outcome, "score": result.score, "error": result.error}
+        for name, result in results.items()
+    }
+    (folder / f"{rank}.json").write_text(json.dumps(plain))
     dist.destroy_process_group()
 
 
-def _two_ranks(recordings, tmp_path, fault):
-    import socket
-
+@pytest.fixture(scope="module")
+def two_ranks(recordings, tmp_path_factory):
+    """What the first and the second of two processes say of the same runs; started once for all of them."""
+    folder = tmp_path_factory.mktemp("ranks")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(_run_rank, args=(str(recordings[0].store), str(tmp_path / "run"), fault, port), nprocs=2)
-    return [json.loads((tmp_path / f"run-{rank}.json").read_text()) for rank in range(2)]
+    mp.spawn(_run_rank, args=(str(recordings[0].store), str(folder), port), nprocs=2)
+    first, second = (json.loads((folder / f"{rank}.json").read_text()) for rank in range(2))
+    return {name: (first[name], second[name]) for name in first}
 
 
-@pytest.mark.timeout(120)
-def test_memory_that_runs_out_in_one_process_halves_the_parts_in_both(recordings, tmp_path):
-    spec = tiny_spec(epochs=2)
-    spec = replace(spec, loader=replace(spec.loader, batch_size=4))
-    first, second = _two_ranks(recordings, tmp_path, "memory")
+@pytest.mark.timeout(240)
+def test_memory_that_runs_out_in_one_process_halves_the_parts_in_both(two_ranks):
+    first, second = two_ranks["memory"]
     assert first["outcome"] == second["outcome"] == "finished", first["error"] or second["error"]
     assert first["score"] == second["score"]
 
 
-@pytest.mark.timeout(120)
-def test_a_full_disk_of_the_first_process_ends_both_with_the_reason(recordings, tmp_path):
-    for result in _two_ranks(recordings, tmp_path, "disk"):
+@pytest.mark.timeout(240)
+def test_a_full_disk_of_the_first_process_ends_both_with_the_reason(two_ranks):
+    for result in two_ranks["disk"]:
         assert result["outcome"] == "failed"
+        assert result["score"] is None
         assert "No space left" in result["error"]
 
 
-@pytest.mark.timeout(120)
-def test_two_processes_go_on_from_a_state_of_two(recordings, tmp_path):
-    first, second = _two_ranks(recordings, tmp_path, "resume")
-    assert first["outcome"] == second["outcome"] == "finished"
-    assert first["score"] == second["score"]
+@pytest.mark.timeout(240)
+def test_two_processes_go_on_from_a_state_of_two(two_ranks):
+    first, second = two_ranks["resume"]
+    assert first["outcome"] == second["outcome"] == "finished", first["error"]
+    assert first["score"] == second["score"] == two_ranks["whole"][0]["score"]
