@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -203,9 +202,10 @@ class FactorizedLayer(nn.Module):
             maps = self.spatial(frames)
         else:
             maps = convolve_with_planes(frames, signals, self.spatial.weight, bias=self.spatial.bias)
-        maps = maps.contiguous(memory_format=torch.channels_last)
         height = maps.shape[2]
-        clips = rearrange(maps, "(b t) d h w -> b d t (h w)", b=num_clips)
+        # In two steps: torch does not take a single clip for channels-last when its stride is odd.
+        pixels = rearrange(maps, "(b t) d h w -> b t (h w) d", b=num_clips).contiguous()
+        clips = rearrange(pixels, "b t p d -> b d t p")
         clips = functional.elu(self._normalized(clips), inplace=True)
         return rearrange(clips, "b d t (h w) -> (b t) d h w", h=height)
 
