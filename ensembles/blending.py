@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 
 import numpy as np
 from jaxtyping import Float32, Float64
@@ -257,6 +256,15 @@ def mean_of_subsets(pooled: PooledMoments, order: Sequence[int]) -> Float64[np.n
     return np.array(scores)
 
 
+_Subset = tuple[
+    tuple[int, ...],
+    Float32[np.ndarray, " n"],
+    Float32[np.ndarray, "later n"],
+    Float32[np.ndarray, " n"],
+]
+"""Members, and of their sum: covariance with the response and with each later member, variance."""
+
+
 def best_subset(pooled: PooledMoments, *, max_members: int) -> tuple[tuple[int, ...], int]:
     """Score the mean of every subset of at most so many members.
 
@@ -265,23 +273,31 @@ def best_subset(pooled: PooledMoments, *, max_members: int) -> tuple[tuple[int, 
     """
     num_members = pooled.num_members
     diagonal = pooled.covariance[np.arange(num_members), np.arange(num_members)]
+    nothing = np.zeros_like(pooled.with_response[0])
     best: tuple[float, tuple[int, ...]] = (-np.inf, ())
     num_scored = 0
-    for size in range(min(max_members, num_members)):
-        for chosen in combinations(range(num_members), size):
-            first = chosen[-1] + 1 if chosen else 0
-            if first == num_members:
-                continue
-            members = list(chosen)
-            rows = pooled.covariance[members, first:]
-            inner = pooled.covariance[np.ix_(members, members)].sum(axis=(0, 1)) if members else 0.0
-            variance = inner + 2 * rows.sum(axis=0) + diagonal[first:]
-            along = pooled.with_response[members].sum(axis=0) + pooled.with_response[first:]
-            scores = guarded_ratio(along, variance).sum(axis=1)
-            num_scored += len(scores)
-            last = int(scores.argmax())
-            if scores[last] > best[0]:
-                best = (float(scores[last]), (*chosen, first + last))
+    start = ((), nothing, np.zeros_like(pooled.with_response), nothing)
+    subsets: list[_Subset] = [start]
+    while subsets:
+        chosen, along, with_members, variance = subsets.pop()
+        first = num_members - len(with_members)
+        along = along + pooled.with_response[first:]
+        variance = variance + 2 * with_members + diagonal[first:]
+        scores = guarded_ratio(along, variance).sum(axis=1)
+        num_scored += len(scores)
+        last = int(scores.argmax())
+        if scores[last] > best[0]:
+            best = (float(scores[last]), (*chosen, first + last))
+        if len(chosen) + 1 < max_members:
+            subsets += [
+                (
+                    (*chosen, member),
+                    along[member - first],
+                    with_members[member - first + 1 :] + pooled.covariance[member, member + 1 :],
+                    variance[member - first],
+                )
+                for member in range(first, num_members - 1)
+            ]
     return best[1], num_scored
 
 

@@ -36,6 +36,7 @@ def draw_scores(analysis: Analysis) -> Figure:
         axes.set_yticks(range(len(analysis.systems)), [system.title for system in reversed(analysis.systems)])
         axes.set_ylim(-0.6, len(analysis.systems) - 0.4)
         axes.set_xlabel(f"correlation, {METRIC_TITLES[metric]}")
+        axes.locator_params(axis="x", nbins=5)
         _plain(axes, grid="x")
     return figure
 
@@ -77,9 +78,9 @@ def draw_correlation(analysis: Analysis) -> Figure:
     side = min(_WIDTH, max(3.6, 0.19 * num_members + 2.4))
     figure = _figure(side - 0.4, width=side + 0.6)
     axes = figure.subplots()
-    shown = np.where(np.eye(num_members, dtype=bool), np.nan, analysis.correlation)
-    low = float(np.nanmin(shown)) if num_members > 1 else 0.0
-    image = axes.imshow(shown, cmap="cividis", vmin=min(low, 0.999), vmax=1.0, interpolation="nearest")
+    is_self = np.eye(num_members, dtype=bool) & (num_members > 1)
+    shown = np.where(is_self, np.nan, analysis.correlation)
+    image = axes.imshow(shown, cmap="cividis", interpolation="nearest")
     names = [member.member for member in analysis.members]
     axes.set_xticks(range(num_members), names, rotation=90, fontsize=6)
     axes.set_yticks(range(num_members), names, fontsize=6)

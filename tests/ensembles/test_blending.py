@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ensembles.blending import BLENDS, Blender, best_subset, greedy
 from ensembles.clip_moments import ClipMoments
-from ensembles.simplex import best_on_simplex, project_to_simplex
+from ensembles.simplex import _quadratic_on_simplex, best_on_simplex
 
 GROUPS = ["a", "a", "a", "b", "b", "c"]
 CLIPS = range(6)
@@ -113,7 +113,7 @@ def test_no_other_weights_beat_the_simplex(evidence):
     score = evidence.score(best).pooled
     for scale in (1e-3, 1e-2, 0.1, 1.0):
         for _ in range(25):
-            other = project_to_simplex(best + scale * rng.normal(size=6))
+            other = np.maximum(best + scale * rng.normal(size=6), 0)
             assert evidence.score(other).pooled <= score + 1e-7
 
 
@@ -137,15 +137,19 @@ def test_pooled_scores_are_those_of_the_evidence(evidence):
         )
 
 
-@given(st.lists(st.floats(-5, 5), min_size=1, max_size=8))
-def test_the_projection_is_the_nearest_point_of_the_simplex(values):
-    values = np.array(values)
-    nearest = project_to_simplex(values)
-    assert nearest.min() >= 0
-    assert nearest.sum() == pytest.approx(1)
-    # Optimality: no corner lies on the far side.
-    for corner in np.eye(len(values)):
-        assert (values - nearest) @ (corner - nearest) <= 1e-9
+@given(st.integers(1, 8), st.integers(0, 2**32 - 1), st.floats(0.01, 10))
+def test_the_quadratic_step_is_optimal_on_the_simplex(num_members, seed, scale):
+    rng = np.random.default_rng(seed)
+    root = rng.normal(size=(num_members, num_members))
+    matrix = root @ root.T + 1e-3 * np.eye(num_members)
+    linear = scale * rng.normal(size=num_members)
+    start = rng.dirichlet(np.ones(num_members))
+    found = _quadratic_on_simplex(matrix, linear, start)
+    assert found.min() >= 0
+    assert found.sum() == pytest.approx(1)
+    # Convex: nothing is better if no corner lies downhill.
+    gradient = matrix @ found - linear
+    assert ((np.eye(num_members) - found) @ gradient).min() >= -1e-9 * max(1, np.abs(gradient).max())
 
 
 def test_unknown_blends_name_the_known_ones(evidence):
