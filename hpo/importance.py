@@ -1,9 +1,10 @@
 """Which hyperparameters mattered in a study, as the paper's Table 4 says it, and how far to believe it."""
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import optuna
@@ -15,8 +16,12 @@ from sklearn.ensemble import RandomForestRegressor
 
 from hpo.study import is_infeasible
 
-StoppedRuns = Literal["last", "drop"]
-"""What becomes of runs that the pruner stopped: they count with their last score, or not at all."""
+StoppedRuns = Literal["grown", "last", "drop"]
+"""What becomes of runs that the pruner stopped.
+
+``grown``: they count with their last score times the growth of finished runs from that epoch to the end.
+``last``: with their last score as it is. ``drop``: not at all.
+"""
 
 FEWEST_RUNS = 5
 _FORESTS, _SHUFFLES = 10, 20
@@ -72,7 +77,7 @@ class Importances:
 
 
 def importances(
-    trials: Sequence[FrozenTrial], *, stopped: StoppedRuns = "last", seed: int = 0, trees: int = 100
+    trials: Sequence[FrozenTrial], *, stopped: StoppedRuns = "grown", seed: int = 0, trees: int = 100
 ) -> Importances:
     """Rank the hyperparameters of a study.
 
@@ -80,9 +85,10 @@ def importances(
     condition does not hold) has one more column for that. Strides enter as they were used; their range
     depends on the patch, so a part of a patch's share may appear as its stride's.
 
-    Failed and infeasible runs, and scores that are not finite, say nothing and are left out. A stopped run
-    counts with its last score, by default: leaving it out leaves the good runs only, which are too much
-    alike to learn from. Its score is from fewer epochs, so what is learned late looks less important.
+    Failed and infeasible runs, and scores that are not finite, say nothing and are left out. Stopped runs
+    are, by default, brought to the level of the end first. With their last scores as they are, the forests
+    learn who was stopped when; without them, only good runs are left, which are too much alike to learn
+    from. ``benchmarks/search.py --what importances`` compares the three.
 
     Args:
         trials: of the study.
@@ -93,8 +99,8 @@ def importances(
     Source:
         Turishcheva et al. 2024, arXiv:2407.09100, Table 4 (forest and linear correlation).
     """
-    if stopped not in ("last", "drop"):
-        raise ValueError(f"stopped is {stopped!r}, but must be one of last, drop")
+    if stopped not in get_args(StoppedRuns):
+        raise ValueError(f"stopped is {stopped!r}, but must be one of {', '.join(get_args(StoppedRuns))}")
     runs = _scored(trials, stopped=stopped)
     num_finished = sum(trial.state is TrialState.COMPLETE for trial, _ in runs)
     counts = {"finished": num_finished, "stopped": len(runs) - num_finished}
@@ -126,7 +132,7 @@ def importances(
         rows=tuple(rows),
         fit=fit,
         fit_spread=float(fits.std(ddof=1)),
-        warnings=_warnings(rows, fit=fit, num_runs=len(runs)),
+        warnings=_doubts(rows, fit=fit, num_runs=len(runs)),
         **counts,
     )
 
@@ -167,18 +173,35 @@ def describe(found: Importances) -> str:
 
 
 def _scored(trials: Sequence[FrozenTrial], *, stopped: StoppedRuns) -> list[tuple[FrozenTrial, float]]:
+    finished = [
+        trial for trial in trials if trial.state is TrialState.COMPLETE and math.isfinite(trial.values[0])
+    ]
     runs = []
     for trial in trials:
         if trial.state is TrialState.COMPLETE:
             score = trial.values[0]
-        elif trial.state is TrialState.PRUNED and stopped == "last" and not is_infeasible(trial):
+        elif trial.state is TrialState.PRUNED and stopped != "drop" and not is_infeasible(trial):
             curve = trial.intermediate_values
-            score = curve[max(curve)] if curve else math.nan
+            epoch = max(curve, default=0)
+            score = curve.get(epoch, math.nan)
+            if stopped == "grown":
+                score *= _growth(finished, epoch)
         else:
             continue
         if math.isfinite(score):
             runs.append((trial, score))
     return runs
+
+
+def _growth(finished: Sequence[FrozenTrial], epoch: int) -> float:
+    """Return the mean final score over the mean score after an epoch, of the finished runs."""
+    pairs = [(trial.intermediate_values.get(epoch, math.nan), trial.values[0]) for trial in finished]
+    known = np.array([pair for pair in pairs if math.isfinite(pair[0])])
+    if not len(known):
+        return 1.0
+    early, final = known.mean(axis=0)
+    # A score that starts at zero or below does not grow by a factor.
+    return float(final / early) if early > 0 and final > early else 1.0
 
 
 def _columns(name: str, trials: Sequence[FrozenTrial]) -> Float[np.ndarray, "runs columns"]:
@@ -272,19 +295,37 @@ def _correlation(name: str, runs: Sequence[tuple[FrozenTrial, float]]) -> float 
 
 
 def _optuna_shares(runs: Sequence[tuple[FrozenTrial, float]]) -> dict[str, float]:
-    # A study of its own, because Optuna looks at complete runs only.
+    # A study of its own, because Optuna looks at complete runs only, and one range per hyperparameter,
+    # because it would take strides of patches of different size for different hyperparameters.
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    ranges = _widest([trial for trial, _ in runs])
     study = optuna.create_study(direction="maximize")
     study.add_trials(
         [
-            optuna.trial.create_trial(params=trial.params, distributions=trial.distributions, value=score)
+            optuna.trial.create_trial(
+                params=trial.params, distributions={name: ranges[name] for name in trial.params}, value=score
+            )
             for trial, score in runs
         ]
     )
-    return {name: float(share) for name, share in optuna.importance.get_param_importances(study).items()}
+    with warnings.catch_warnings():
+        # Few runs per condition; what that means for the ranking is said in our own words.
+        warnings.simplefilter("ignore", UserWarning)
+        shares = optuna.importance.get_param_importances(study)
+    return {name: float(share) for name, share in shares.items()}
 
 
-def _warnings(rows: Sequence[Importance], *, fit: float, num_runs: int) -> tuple[str, ...]:
+def _widest(trials: Sequence[FrozenTrial]) -> dict[str, Any]:
+    ranges: dict[str, Any] = {}
+    for trial in trials:
+        for name, found in trial.distributions.items():
+            known: Any = ranges.get(name)
+            if known is None or known.single() or getattr(found, "high", 0) > getattr(known, "high", 0):
+                ranges[name] = found
+    return ranges
+
+
+def _doubts(rows: Sequence[Importance], *, fit: float, num_runs: int) -> tuple[str, ...]:
     found = []
     if num_runs < 2 * len(rows):
         found.append(

@@ -168,22 +168,51 @@ def test_twenty_runs_of_noise_in_twenty_dimensions_are_called_noise():
     assert found.rows[0].forest > 0.05
 
 
-def test_stopped_runs_count_with_their_last_score_or_not_at_all():
-    def score(values, _):
-        return 3 * values["a"]
+def finished(trial, curve):
+    return create_trial(
+        params=trial.params,
+        distributions=trial.distributions,
+        value=curve[max(curve)],
+        intermediate_values=curve,
+    )
 
-    trials = trials_of(score, number=60, seed=8, distributions=dict.fromkeys("ab", UNIT))
-    # Runs of a low score are stopped early, so that finished ones have nothing but "a" near 1.
+
+def test_stopped_runs_count_grown_or_with_their_last_score_or_not_at_all():
+    trials = trials_of(
+        lambda values, _: 3 * values["a"], number=60, seed=8, distributions=dict.fromkeys("ab", UNIT)
+    )
+    # All curves double between epoch 2 and the end. Runs of a low score are stopped after epoch 2.
     mixed = [
-        trial if trial.value > 2 else stopped(trial, {1: 0.1, 2: trial.value / 2, 3: trial.value})
+        finished(trial, {2: trial.value / 2, 4: trial.value})
+        if trial.value > 1
+        else stopped(trial, {2: trial.value / 2})
         for trial in trials
     ]
-    count = sum(trial.value > 2 for trial in trials)
-    both, finished = importances(mixed), importances(mixed, stopped="drop")
-    assert (both.finished, both.stopped) == (count, 60 - count)
-    assert (finished.finished, finished.stopped) == (count, 0)
-    assert by_name(both)["a"].forest == pytest.approx(by_name(importances(trials))["a"].forest)
-    assert describe(both).startswith(f"from {count} finished and {60 - count} stopped runs")
+    count = sum(trial.value > 1 for trial in trials)
+    whole, grown = importances(trials), importances(mixed)
+    assert [row.forest for row in grown.rows] == pytest.approx([row.forest for row in whole.rows])
+    assert grown.rows[0].correlation == pytest.approx(1.0)
+    last = importances(mixed, stopped="last")
+    expected = [trial.value if trial.value > 1 else trial.value / 2 for trial in trials]
+    assert by_name(last)["a"].correlation == pytest.approx(
+        np.corrcoef([trial.params["a"] for trial in trials], expected)[0, 1]
+    )
+    dropped = importances(mixed, stopped="drop")
+    assert (dropped.finished, dropped.stopped) == (count, 0)
+    assert (grown.finished, grown.stopped) == (last.finished, last.stopped) == (count, 60 - count)
+    assert describe(grown).startswith(f"from {count} finished and {60 - count} stopped runs")
+
+
+def test_scores_that_begin_below_zero_are_not_grown():
+    trials = trials_of(lambda values, _: values["a"], number=20, seed=8, distributions={"a": UNIT})
+    mixed = [finished(trial, {1: -0.1, 4: trial.value}) for trial in trials[:10]]
+    mixed += [stopped(trial, {1: trial.value}) for trial in trials[10:]]
+    assert importances(mixed).rows[0].correlation == pytest.approx(1.0)
+
+
+def test_an_unknown_way_to_treat_stopped_runs_is_refused():
+    with pytest.raises(ValueError, match="stopped is 'best', but must be one of grown, last, drop"):
+        importances([], stopped="best")
 
 
 def test_what_has_no_score_is_left_out():

@@ -1,0 +1,322 @@
+"""The report of a study: one page without network, and tables of runs, curves and importances."""
+
+import csv
+import os
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from hpo.figures.hyperparameters import (
+    draw_correlations,
+    draw_importances,
+    draw_parallel,
+    draw_slices,
+    ordered_names,
+)
+from hpo.figures.progress import draw_cost, draw_curves, draw_history, draw_rungs
+from hpo.figures.style import styled, to_svg
+from hpo.importance import HEADINGS, Importances, cells, describe, importances, plain_rows
+from hpo.report_data import RunRecord, StudyRecord, cheapest_best, read_study, rung_ranks
+from hpo.summary import write_rows
+from training.names import flatten
+from training.results import Outcome
+
+RUNS_FILE, CURVES_FILE, IMPORTANCES_FILE = "runs.csv", "curves.csv", "importances.csv"
+
+
+def write_report(study_folder: Path, out: Path | None = None) -> Path:
+    """Write a study's report, also while the study is driven.
+
+    Args:
+        study_folder: of the study; it is only read.
+        out: the page; ``report.html`` in the study's folder by default. The tables are written beside it.
+
+    Returns:
+        The page.
+
+    Raises:
+        StudyError: there is no study in the folder.
+    """
+    study = read_study(study_folder)
+    found = importances(study.trials)
+    page = out or study_folder / "report.html"
+    page.parent.mkdir(parents=True, exist_ok=True)
+    write_tables(study, found, page.parent)
+    _replace(page, render(study, found))
+    return page
+
+
+def write_tables(study: StudyRecord, found: Importances, folder: Path) -> list[Path]:
+    """Write runs, learning curves and importances as CSV."""
+    runs = folder / RUNS_FILE
+    new = runs.with_name(f".{RUNS_FILE}.{os.getpid()}")
+    write_rows(study.trials, new)
+    new.replace(runs)
+    curves = [[run.number, epoch, score] for run in study.runs for epoch, score in run.curve.items()]
+    rows = plain_rows(found)
+    columns = ["hyperparameter", "forest", "spread", "above_chance", "correlation", "optuna"]
+    return [
+        runs,
+        _write_csv(folder / CURVES_FILE, ["run", "epoch", "score"], curves),
+        _write_csv(folder / IMPORTANCES_FILE, columns, [[row[name] for name in columns] for row in rows]),
+    ]
+
+
+def _write_csv(path: Path, heading: Sequence[str], rows: Iterable[Sequence[Any]]) -> Path:
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    with new.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(heading)
+        writer.writerows(rows)
+    return new.replace(path)
+
+
+def _replace(path: Path, text: str) -> None:
+    # Whoever has the page open while the search runs never loads half of one.
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    new.write_text(text, encoding="utf-8")
+    new.replace(path)
+
+
+def render(study: StudyRecord, found: Importances) -> str:
+    """Return the page."""
+    names = ordered_names(study, found)
+    with styled():
+        sections = [
+            _section("Best run", _best(study)),
+            _section("Scores", _picture(draw_history(study), "scores of all runs in their order"), HISTORY),
+            _section("Learning curves", _picture(draw_curves(study), "learning curves of all runs"), CURVES),
+            _section("Do early scores tell the end?", _rungs(study), RUNGS),
+            _section("Importance of hyperparameters", _importance(found), IMPORTANCE),
+            _section(
+                "Runs as lines",
+                _picture(draw_parallel(study, names), "parallel coordinates of all runs"),
+                PARALLEL,
+            ),
+            _section(
+                "Score over each hyperparameter",
+                _picture(draw_slices(study, names), "score over every hyperparameter"),
+                SLICES,
+            ),
+            _section(
+                "Correlations",
+                _picture(draw_correlations(study), "correlation of hyperparameters and score"),
+                CORRELATIONS,
+            ),
+            _section("Score and cost", _cost(study), COST),
+            _section("All runs", _runs(study, names)),
+        ]
+    return _PAGE.format(
+        title=escape(f"Study {study.folder.resolve().name}"),
+        summary=_summary(study),
+        body="\n".join(sections),
+    )
+
+
+HISTORY = (
+    "A stopped run stands at its last score, which more epochs would have raised; only finished runs compete."
+)
+CURVES = (
+    "Dotted lines are the epochs at which runs are compared; a triangle is where one was stopped. Finished "
+    "runs are the lighter the better."
+)
+RUNGS = (
+    "Rank correlation (Spearman) between the score after an early epoch and the final one, among runs that "
+    "finished. Those that were stopped have no final score, so this looks only at the runs that stopping "
+    "let through. A low value says that stopping at this epoch is close to guessing."
+)
+IMPORTANCE = (
+    "As Table 4 of the paper: share of what a random forest explains, and linear correlation with the score. "
+    "Stopped runs count with their last score times the growth of finished runs from that epoch on. "
+    "<q>Above chance</q>: in how many of 20 forests a hyperparameter explains more than a shuffled copy of "
+    "itself; one in 20 that does not matter gets there by luck. The spread is that over forests, not over "
+    "other runs. Optuna: PED-ANOVA, what the best runs have in common."
+)
+PARALLEL = (
+    "The most important hyperparameters from left to right. Gray runs were stopped; the best is orange."
+)
+SLICES = "Filled: finished; triangles: last score of stopped runs; orange: the best. Most important first."
+CORRELATIONS = (
+    "Linear correlation between ordered hyperparameters and with the score, over runs with a score."
+)
+COST = "Numbered runs are those that no cheaper run beats."
+
+
+def _section(title: str, content: str, note: str = "") -> str:
+    # Notes are ours and may hold markup; everything else is escaped where it enters.
+    small = f'<p class="note">{note}</p>' if note else ""
+    return f"<section><h2>{escape(title)}</h2>{small}{content}</section>"
+
+
+def _picture(figure: Figure | None, label: str) -> str:
+    if figure is None:
+        return '<p class="missing">Too few runs yet.</p>'
+    svg = to_svg(figure, name=label)
+    return f'<figure aria-label="{escape(label)}">{svg}</figure>'
+
+
+def _summary(study: StudyRecord) -> str:
+    counts = Counter(run.outcome for run in study.runs)
+    epochs = sum(len(run.curve) for run in study.runs)
+    full = study.max_epochs * sum(run.outcome != Outcome.INFEASIBLE for run in study.runs)
+    seconds = sum(run.seconds or 0.0 for run in study.runs)
+    counted = ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items())) or "none yet"
+    lines = [f"Space {study.name}, {study.scale} scale. Runs: {counted}."]
+    lines.append(
+        f"{epochs} epochs, where runs without early stopping take {full}; {_duration(seconds)} of training."
+    )
+    if counts["running"]:
+        lines.append("The search has not ended: this page shows what was reported so far.")
+    return "".join(f"<p>{escape(line)}</p>" for line in lines)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _best(study: StudyRecord) -> str:
+    best = study.best
+    if best is None:
+        return '<p class="missing">No run has finished yet.</p>'
+    published = next((run for run in study.finished if run.number == study.published), None)
+    compared = ""
+    if published is not None and published is not best:
+        compared = f"; the published values (run {published.number}) have {published.score:.4f}"
+    chosen_on = {"oracle": "oracle tier"}.get(study.identity.get("select_on", ""), "hold-out fold")
+    head = (
+        f"<p>Run <b>{best.number}</b>: {best.score:.4f}{compared}. Single-trial correlation on the "
+        f"{chosen_on}, which chose this run and so does not grade it.</p>"
+    )
+    return head + _commands(study, best) + _settings(study, best, published)
+
+
+def _commands(study: StudyRecord, best: RunRecord) -> str:
+    folder = study.folder.resolve()
+    lines = [f"python hpo/search.py reproduce {shlex.quote(folder.name)} {best.number}"]
+    spec = study.spec(best)
+    if spec is not None:
+        changed = " ".join(
+            f"--set {shlex.quote(f'{name}={text}')}" for name, text in study.settings(best).items()
+        )
+        what = f"{spec.family} --recordings DIR --scale {study.scale} --seed {spec.seed}"
+        lines.append(f"python training/train.py {what} {changed}")
+    return "".join(f"<pre>{escape(line)}</pre>" for line in lines)
+
+
+def _settings(study: StudyRecord, best: RunRecord, published: RunRecord | None) -> str:
+    spec = study.spec(best)
+    values = dict(best.params) if spec is None else flatten(spec)
+    searched = _table(
+        ["searched", f"run {best.number}", "published"],
+        [
+            [name, _value(values[name]), _value(published.params.get(name, "-")) if published else "-"]
+            for name in sorted(best.params)
+        ],
+    )
+    rest = [[name, _value(value)] for name, value in values.items() if name not in best.params]
+    if not rest:
+        return searched
+    return (
+        searched + f"<details><summary>everything else</summary>{_table(['fixed', 'value'], rest)}</details>"
+    )
+
+
+def _rungs(study: StudyRecord) -> str:
+    rows = [
+        [str(rank.epoch), "-" if rank.correlation is None else f"{rank.correlation:.2f}", str(rank.runs)]
+        for rank in rung_ranks(study)
+    ]
+    table = _table(["after epoch", "rank correlation", "finished runs"], rows)
+    return table + _picture(draw_rungs(study), "early against final scores")
+
+
+def _importance(found: Importances) -> str:
+    warnings = "".join(f'<p class="warning">{escape(warning)}.</p>' for warning in found.warnings)
+    head = f"<p>Ranking {escape(describe(found))}.</p>"
+    if not found.rows:
+        return head + warnings
+    picture = _picture(draw_importances(found), "importance of hyperparameters")
+    table = _table(HEADINGS, [cells(row) for row in found.rows])
+    return head + warnings + picture + f"<details><summary>numbers</summary>{table}</details>"
+
+
+def _cost(study: StudyRecord) -> str:
+    rows = [
+        [str(run.number), f"{run.score:.4f}", f"{run.seconds:.1f}", str(len(run.curve))]
+        for run in cheapest_best(study.finished)
+    ]
+    table = _table(["run", "score", "seconds", "epochs"], rows) if rows else ""
+    return _picture(draw_cost(study), "score against training time") + table
+
+
+def _runs(study: StudyRecord, names: Sequence[str]) -> str:
+    ranked = [*study.finished, *[run for run in study.runs if run.score is None]]
+    heading = ["run", "outcome", "score", "last score", "epochs", "seconds", "reason", *names]
+    rows = [
+        [
+            str(run.number),
+            run.outcome,
+            "" if run.score is None else f"{run.score:.4f}",
+            "" if run.last_score is None else f"{run.last_score:.4f}",
+            str(len(run.curve)),
+            "" if run.seconds is None else f"{run.seconds:.1f}",
+            run.reason or "",
+            *[_value(run.params.get(name, "")) for name in names],
+        ]
+        for run in ranked
+    ]
+    return _table(heading, rows)
+
+
+def _value(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{escape(text)}</th>" for text in heading)
+    body = "".join("<tr>" + "".join(f"<td>{escape(text)}</td>" for text in row) + "</tr>" for row in rows)
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+:root {{ color-scheme: light dark; --page: #ffffff; --text: #1c1c1c; --soft: #5b5b5b; --rule: #d9d9d9; }}
+@media (prefers-color-scheme: dark) {{
+  :root {{ --page: #16181c; --text: #e4e4e4; --soft: #a2a2a2; --rule: #3a3d44; }}
+}}
+body {{ background: var(--page); color: var(--text); font: 15px/1.5 system-ui, sans-serif;
+  max-width: 1080px; margin: 2rem auto; padding: 0 1rem; }}
+h1 {{ font-size: 1.5rem; margin: 0 0 .5rem; }}
+h2 {{ font-size: 1.1rem; margin: 2.2rem 0 .3rem; border-top: 1px solid var(--rule); padding-top: 1rem; }}
+p {{ margin: .3rem 0; }}
+figure {{ margin: .6rem 0; overflow-x: auto; }}
+.note, .missing {{ color: var(--soft); font-size: .9rem; max-width: 80ch; }}
+.warning {{ border-left: 4px solid #e69f00; padding-left: .6rem; }}
+.wide {{ overflow-x: auto; margin: .6rem 0; }}
+table {{ border-collapse: collapse; font-size: .82rem; font-variant-numeric: tabular-nums; }}
+th, td {{ text-align: left; padding: .15rem .8rem .15rem 0; border-bottom: 1px solid var(--rule);
+  white-space: nowrap; }}
+pre {{ border: 1px solid var(--rule); padding: .5rem; font-size: .8rem; white-space: pre-wrap;
+  overflow-wrap: anywhere; }}
+summary {{ cursor: pointer; color: var(--soft); }}
+</style>
+</head>
+<body>
+<h1>{title}</h1>
+{summary}
+{body}
+</body>
+</html>
+"""
