@@ -18,6 +18,7 @@ examples:
   python ensembles/build.py v1fm31 --subset 4                     4 of the 31, small, on simulated recordings
   python ensembles/build.py seeds factorized --seeds paper --recordings store/ --scale full
   python ensembles/build.py seeds factorized                      again: goes on where it was interrupted
+  python ensembles/build.py seeds factorized --submit main bonus --frames 249
   python ensembles/build.py --verify runs/builds/seeds-factorized-demo
 
 exit codes: 0 done, 1 a member or the check failed, 2 wrong use, 130 interrupted (the same command goes on)
@@ -67,6 +68,16 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     )
     out.add_argument("--name", help="name of the build (default: the recipe and its scale)")
     out.add_argument("--dry-run", action="store_true", help="print the plan, do nothing")
+    out.add_argument(
+        "--submit",
+        nargs="+",
+        choices=("main", "bonus"),
+        default=[],
+        help="write the benchmark's submission files of these tracks",
+    )
+    out.add_argument(
+        "--frames", type=int, default=250, help="predicted frames of a submitted trial: 250, or 249"
+    )
     out.add_argument("--no-tracking", action="store_true", help="do not record the build in MLflow")
     out.add_argument("--verify", type=Path, metavar="BUILD", help="check a finished build again, and end")
     parsed = parser.parse_args(arguments)

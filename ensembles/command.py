@@ -24,6 +24,7 @@ from ensembles.members import Member, MemberResult
 from ensembles.mirror import EXPERIMENT, BuildMirror
 from ensembles.plan import BuildPlan, make_plan, plan_cluster
 from ensembles.stability import stability_table
+from ensembles.submission import Submission, require_withheld, submit
 from ensembles.tables import print_report
 from ensembles.verification import verify
 from models.cost import estimate_cost
@@ -31,6 +32,7 @@ from training.results import EpochReport
 from training.tracking import default_tracking_uri, prepare_store
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
+CHAMPION = "champion"
 _LOG_WIDTH = 160
 
 
@@ -45,9 +47,11 @@ def build_command(parsed: argparse.Namespace) -> int:
         return _verify(parsed, console)
     try:
         plan = make_plan(parsed)
+        submission = Submission(tracks=tuple(parsed.submit), frames=parsed.frames)
         cluster = plan_cluster(parsed, scale=plan.scale, num_members=len(plan.members))
         recordings, source = given_recordings(parsed.recordings, parsed.root)
         plan.check(recordings)
+        require_withheld(recordings, submission)
     except (ValueError, OSError) as error:
         _print_error(console, error)
         return MISUSED
@@ -91,6 +95,12 @@ def _build(
     print_report(assessment.analysis, console)
     if plan.recipe.startswith("seeds"):
         console.print(stability_table(assessment.analysis))
+    if parsed.submit:
+        submission = Submission(tracks=tuple(parsed.submit), frames=parsed.frames)
+        for path in submit(plan.folder, recordings, submission):
+            console.print(f"submission  {path}", highlight=False, markup=False, soft_wrap=True)
+    if mirror is not None:
+        _publish(plan, recordings, root=parsed.root, run_id=mirror.run_id, console=console)
     failed = [result for result in results if not result.is_usable]
     for result in failed:
         console.print(f"failed: {result.name}: {result.error}", highlight=False, markup=False)
@@ -129,6 +139,30 @@ def _make(
     if mirror is not None:
         mirror.assessed(assessment)
     return results, assessment
+
+
+def _publish(
+    plan: BuildPlan, recordings: Sequence[Recording], *, root: Path, run_id: str, console: Console
+) -> None:
+    # MLflow's import takes seconds that a build without tracking does not need.
+    from ensembles.serving import publish
+
+    uri = default_tracking_uri(root)
+    try:
+        published = publish(plan.folder, recordings, uri=uri, run_id=run_id, experiment=EXPERIMENT)
+    except Exception as error:
+        # The build is whole; a registry that does not answer must not make it fail.
+        console.print(f"not registered: {error}. The same command tries again.", style="yellow", markup=False)
+        return
+    role = f"is {CHAMPION}" if published.is_champion else f"is not {CHAMPION}"
+    console.print(
+        f"model       {published.name} version {published.version} {role}: {published.words}. Serve it: "
+        f"MLFLOW_TRACKING_URI={uri} mlflow models serve -m models:/{published.name}/{published.version} "
+        "--env-manager local",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 def _mirror(plan: BuildPlan, recordings: Sequence[Recording], *, root: Path) -> BuildMirror:
