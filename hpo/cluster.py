@@ -13,6 +13,7 @@ from typing import Any
 from hpo.driver import Driver, Objective
 from hpo.identity import StudyError
 from hpo.lanes import Lane
+from training.nodes import StorageError, require_shared
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ class ClusterConfig:
         object_store_bytes: of that Ray; recordings are memory maps and never go through it.
         dashboard: start Ray's dashboard, too.
         max_restarts: how often a run whose process died is tried again.
+        wait_seconds: for a machine to run on, at the start and when none is left; then the search ends.
         verbose: show what Ray writes.
     """
 
@@ -67,6 +69,7 @@ class ClusterConfig:
     object_store_bytes: int = 100_000_000
     dashboard: bool = False
     max_restarts: int = 2
+    wait_seconds: float = 1200.0
     verbose: bool = False
 
     def __post_init__(self) -> None:
@@ -121,6 +124,7 @@ def run_on_ray(
 
     attempt = 0
     try:
+        _require_storage(driver, objective)
         while attempt < _MAX_RESTARTS:
             start_ray(config)
             ended = _num_ended(driver)
@@ -141,6 +145,14 @@ def run_on_ray(
             driver.study.leave(number)
         if started_here:
             ray.shutdown()
+
+
+def _require_storage(driver: Driver, objective: Objective) -> None:
+    store = getattr(objective, "store", None)
+    try:
+        require_shared(driver.study.folder, [] if store is None else [store])
+    except StorageError as error:
+        raise StudyError(str(error)) from None
 
 
 def _num_ended(driver: Driver) -> int:

@@ -83,7 +83,10 @@ class Feasibility:
 
 def available_bytes(*, gpus_per_run: float, slots: int) -> int | None:
     """Return how much memory each of several runs at a time may use: 80 % of what is free, shared."""
-    if gpus_per_run > 0 and torch.cuda.is_available():
+    if gpus_per_run > 0:
+        if not torch.cuda.is_available():
+            # The driver's machine has no GPU; what those of the workers hold shows when runs start.
+            return None
         total = int(torch.cuda.get_device_properties(0).total_memory)
         return int(0.9 * total * min(1.0, gpus_per_run))
     try:

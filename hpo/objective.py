@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from data.local_copies import local_store
 from data.recording import Recording, open_store
 from hpo.cluster import ClusterConfig
 from hpo.driver import OnEpoch
@@ -186,5 +187,5 @@ def _ended(
 @cache
 def _recordings(store: Path, sessions: tuple[str, ...]) -> tuple[Recording, ...]:
     # A worker trains run after run on the same memory maps.
-    by_name = {recording.session: recording for recording in open_store(store)}
+    by_name = {recording.session: recording for recording in open_store(local_store(store))}
     return tuple(by_name[session] for session in sessions)

@@ -141,9 +141,10 @@ def _cluster(parsed: argparse.Namespace, *, scale: Scale, lane: LaneChoice) -> C
         slots=slots,
         lane=lane.lane,
         workers_per_run=workers,
-        cpus_per_worker=max(cores // max(slots * workers, 1), 1),
+        cpus_per_worker=parsed.cpus_per_worker or max(cores // max(slots * workers, 1), 1),
         gpus_per_worker=gpus_per_run / workers,
         address=parsed.address,
+        wait_seconds=60 * parsed.wait,
         verbose=parsed.verbose,
     )
 

@@ -5,6 +5,7 @@ Tune's searcher asks the driver, its scheduler passes every report to the driver
 
 import json
 import logging
+import platform
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from typing import Any
 
 from hpo.cluster import ClusterConfig, RayBrokenError
 from hpo.driver import Driver, Objective
+from hpo.identity import IDENTITY_FILE, StudyError
 from training.results import EpochReport, Outcome, RunResult
 from training.spec import from_plain, to_plain
 
@@ -58,7 +60,7 @@ def run_on_tune(
     in_groups = config.lane == "train"
     answers = ray.remote(num_cpus=0)(Answers).remote() if in_groups else None
     bridge = _Bridge(driver, config, answers=answers, on_idle=on_idle)
-    searcher, scheduler = _around(bridge)
+    searcher, scheduler, watch = _around(bridge)
     tuner = tune.Tuner(
         tune.with_resources(
             tune.with_parameters(make_run, objective=objective, answers=answers), _resources(config)
@@ -79,10 +81,15 @@ def run_on_tune(
             verbose=0,
             # Whether a run is made again is for the driver to say.
             failure_config=tune.FailureConfig(max_failures=0),
+            callbacks=[watch],
         ),
     )
     try:
         tuner.fit()
+    except Exception:
+        if bridge.starved is None:
+            raise
+        raise StudyError(bridge.starved) from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     if bridge.broken is not None:
@@ -118,6 +125,7 @@ def make_run(config: Mapping[str, Any], objective: Objective, answers: Any = Non
 
     spec, folder = from_plain(json.loads(config["spec"])), Path(config["folder"])
     try:
+        require_study(folder)
         result = told(objective(spec, folder, on_epoch))
     except Exception as error:
         # A bug of ours is no reason to try the same again, as Tune would.
@@ -125,6 +133,19 @@ def make_run(config: Mapping[str, Any], objective: Objective, answers: Any = Non
         result = {"outcome": str(Outcome.FAILED), "error": f"{type(error).__name__}: {error}"}
     # As text: Tune flattens what is nested.
     tune.report({_ENDED: json.dumps(result)})
+
+
+def require_study(folder: Path) -> None:
+    """Refuse a run on a machine that does not see its study; this one may have joined after the start.
+
+    Raises:
+        StudyError: it does not.
+    """
+    study = folder.parent.parent
+    if not (study / IDENTITY_FILE).is_file():
+        raise StudyError(
+            f"machine {platform.node()} does not see {study}, but every machine must: mount the storage there"
+        )
 
 
 def _answer(answers: Any, number: int, epoch: int) -> bool:
@@ -170,10 +191,24 @@ class _Bridge:
     ) -> None:
         self.driver, self.on_idle = driver, on_idle
         self.broken: str | None = None
+        self.starved: str | None = None
+        self._ran_at = time.monotonic()
         self._config, self._answers = config, answers
         self._numbers: dict[str, int] = {}
         self._deaths: dict[int, int] = {}
         self.errors: dict[str, str] = {}
+
+    def watch(self, *, running: bool) -> None:
+        """End the search when runs have waited too long for a machine; Tune itself waits for ever."""
+        now = time.monotonic()
+        if running or not self._numbers:
+            self._ran_at = now
+        elif now - self._ran_at > self._config.wait_seconds:
+            self.starved = (
+                f"no machine had room for a run for {self._config.wait_seconds / 60:.3g} minutes; see "
+                "`ray status` for why none is there. The same command goes on; --wait sets the time"
+            )
+            raise RayBrokenError(self.starved)
 
     def suggest(self, trial_id: str, finished: Any) -> Any:
         self.on_idle()
@@ -240,8 +275,9 @@ def _in_a_line(error: BaseException | None) -> str:
     return f"{type(error).__name__}, {lines[-1]}" if lines else type(error).__name__
 
 
-def _around(bridge: _Bridge) -> tuple[Any, Any]:
-    """Return Tune's searcher and scheduler around a bridge."""
+def _around(bridge: _Bridge) -> tuple[Any, Any, Any]:
+    """Return Tune's searcher, scheduler and callback around a bridge."""
+    from ray.tune import Callback
     from ray.tune.schedulers import FIFOScheduler
     from ray.tune.search import Searcher
 
@@ -275,4 +311,13 @@ def _around(bridge: _Bridge) -> tuple[Any, Any]:
         def __reduce__(self) -> Any:
             return (FIFOScheduler, ())
 
-    return StudySearcher(), StudyScheduler()
+    class Watch(Callback):
+        """Looks at every step of Tune's loop, which no searcher or scheduler does while all runs wait."""
+
+        def on_step_begin(self, iteration: int, trials: Any, **info: Any) -> None:  # noqa: ARG002
+            bridge.watch(running=any(trial.status == "RUNNING" for trial in trials))
+
+        def __reduce__(self) -> Any:
+            return (Callback, ())
+
+    return StudySearcher(), StudyScheduler(), Watch()
