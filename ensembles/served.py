@@ -179,17 +179,17 @@ class ServedEnsemble:
     def predict(
         self,
         session: str,
-        video: Shaped[np.ndarray, "t h w"],
-        behavior: Float[np.ndarray, "2 t"],
-        pupil: Float[np.ndarray, "2 t"],
+        video: Shaped[np.ndarray, "..."],
+        behavior: Shaped[np.ndarray, "..."],
+        pupil: Shaped[np.ndarray, "..."],
     ) -> ServedPrediction:
         """Predict the responses of one mouse's neurons to a clip that starts with a trial.
 
         Args:
             session: the mouse.
-            video: grey levels 0 to 255.
-            behavior: pupil dilation and running speed, as recorded.
-            pupil: horizontal and vertical position of the pupil's center, as recorded.
+            video: grey levels 0 to 255, ``(t h w)``.
+            behavior: pupil dilation and running speed, as recorded, ``(2 t)``.
+            pupil: horizontal and vertical position of the pupil's center, as recorded, ``(2 t)``.
 
         Raises:
             ValueError: an unknown mouse, or arrays that do not fit; the message says what must be.
