@@ -2,28 +2,27 @@
 
 import argparse
 import logging
-import os
-import signal
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from data.recording import Recording
-from hpo.checkpoints import CheckpointKeeper
-from hpo.cluster import run_on_ray
-from hpo.display import SearchDisplay
-from hpo.driver import Driver, Observer
-from hpo.feasibility import Feasibility, available_bytes
+from hpo.confirmation import confirmation_folder, confirmed, open_confirmation
+from hpo.driver import Driver, Limits
+from hpo.dry_run import show_plan
+from hpo.execution import ASKED, Execution, close_mirror
 from hpo.identity import StudyError
-from hpo.mirror import Mirror
-from hpo.objective import make_objective
 from hpo.plan import SearchPlan, find_recordings, make_plan
-from hpo.study import Study
-from hpo.summary import summarize, write_table
-from training.tracking import default_tracking_uri, prepare_store
+from hpo.report import write_report
+from hpo.reproduction import describe_environment
+from hpo.study import Study, read_trials
+from hpo.summary import confirmation_table, summarize, write_rows
+from hpo.warm_start import enqueue_best
+from training.tracking import default_tracking_uri
+
+logger = logging.getLogger(__name__)
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 
@@ -32,97 +31,113 @@ def search_command(parsed: argparse.Namespace) -> int:
     """Search as the parsed arguments say; return the exit code."""
     logging.getLogger("urllib3").setLevel(logging.ERROR)
     console = Console()
-    try:
-        plan = make_plan(parsed)
-        if parsed.fresh:
-            _archive(plan.folder, console)
-        recordings, source = find_recordings(parsed.recordings, parsed.root)
-        study = Study(
-            plan.folder,
-            plan.plan.space,
-            bounds=plan.bounds,
-            pruning=plan.pruning,
-            seed=plan.seed,
-            identity=plan.identity(recordings),
-            sampler=plan.sampler,
-        )
-    except (ValueError, OSError) as error:
-        _print_error(console, error)
-        return MISUSED
     uri = default_tracking_uri(parsed.root)
     try:
-        _print_header(console, plan, recordings, source=source, uri=uri)
-        if study.is_new:
-            study.enqueue(plan.plan.published)
-        return _search(plan, study, recordings, console=console, uri=None if parsed.no_tracking else uri)
+        plan = make_plan(parsed)
+        recordings, source = find_recordings(parsed.recordings, parsed.root)
+        if parsed.dry_run:
+            print_header(console, plan, recordings, source=source, uri=uri)
+            show_plan(plan, recordings, console, keep=parsed.keep)
+            return 0
+        if parsed.fresh:
+            _archive(plan.folder, console)
+        study = _open(plan, recordings)
+    except (ValueError, OSError) as error:
+        print_error(console, error)
+        return MISUSED
+    try:
+        print_header(console, plan, recordings, source=source, uri=uri)
+        execution = Execution(
+            recordings=recordings,
+            select_on=plan.select_on,
+            cluster=plan.cluster,
+            keep=parsed.keep,
+            tracking_uri=None if parsed.no_tracking else uri,
+            tags={"select_on": plan.select_on, "scale": plan.scale, "pruner": plan.pruning.pruner},
+        )
+        return _search(parsed, plan, study, execution, console=console)
     except KeyboardInterrupt:
         console.print("stopped at once; nothing that was reported is lost. The same command goes on.")
         return INTERRUPTED
     except StudyError as error:
-        _print_error(console, error)
+        print_error(console, error)
         return FAILED
     finally:
         study.close()
 
 
+def _open(plan: SearchPlan, recordings: Sequence[Recording]) -> Study:
+    return Study(
+        plan.folder,
+        plan.plan.space,
+        bounds=plan.bounds,
+        pruning=plan.pruning,
+        seed=plan.seed,
+        identity=plan.identity(recordings),
+        sampler=plan.sampler,
+        made_with=describe_environment(plan.cluster, recordings),
+    )
+
+
 def _search(
-    plan: SearchPlan, study: Study, recordings: Sequence[Recording], *, console: Console, uri: str | None
+    parsed: argparse.Namespace, plan: SearchPlan, study: Study, execution: Execution, *, console: Console
 ) -> int:
-    keeper = CheckpointKeeper(study)
-    observers: list[Observer] = [keeper]
-    mirror = None
-    if uri is not None:
-        # Two processes that create a SQLite store at the same time break it; the driver does it first.
-        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-        if uri.startswith("sqlite"):
-            prepare_store(uri, experiment=study.space.name)
-        tags = {"select_on": plan.select_on, "scale": plan.scale, "pruner": plan.pruning.pruner}
-        mirror = Mirror(study, recordings, uri=uri, uid=study.uid, tags=tags)
-        observers.append(mirror)
-    cluster = plan.cluster
-    memory = available_bytes(
-        gpus_per_run=cluster.gpus_per_worker, slots=cluster.slots * cluster.workers_per_run
-    )
-    display = SearchDisplay(study, console, plan.limits)
-    driver = Driver(
-        study,
-        plan.limits,
-        observers=[*observers, display],
-        check=Feasibility.of(recordings, memory_bytes=memory),
-    )
-    objective = make_objective(cluster, recordings, select_on=plan.select_on, memory_bytes=memory)
-    with display, _stopping_gracefully(driver, console):
-        run_on_ray(driver, objective, cluster, on_idle=display.refresh)
-    keeper.tidy()
-    table = write_table(study)
-    if mirror is not None:
-        mirror.close([table], finished=driver.stopping is None)
-    summarize(study, console, table=table)
-    if driver.stopping is not None:
-        console.print(f"ended early: {driver.stopping}. The same command goes on.", highlight=False)
-        return INTERRUPTED if driver.stopping == _ASKED else FAILED if "failed" in driver.stopping else 0
-    return 0 if study.best() is not None else FAILED
+    _enqueue(parsed, plan, study, console)
+    driver, mirror = execution.drive(study, plan.limits, console)
+    table = write_rows(study.trials(), study.folder / "runs.csv")
+    artifacts = [table, *_write_report(study.folder)]
+    close_mirror(mirror, artifacts, finished=driver.stopping is None)
+    summarize(study, execution.recordings, console, files=artifacts, root=parsed.root)
+    if driver.stopping is None and parsed.confirm and study.best() is not None:
+        driver = _confirm(parsed, study, execution, console=console)
+    if confirmation_folder(study.folder).exists():
+        again = read_trials(confirmation_folder(study.folder))
+        console.print(confirmation_table(confirmed(study.trials(), again)))
+    return _exit_code(driver, study, console)
 
 
-_ASKED = "you asked for it"
+def _enqueue(parsed: argparse.Namespace, plan: SearchPlan, study: Study, console: Console) -> None:
+    """Let known good runs be the first, once in the life of the study."""
+    if study.is_new and parsed.from_paper:
+        study.enqueue(plan.plan.published)
+    if parsed.from_study is not None:
+        start = enqueue_best(study, parsed.root / "studies" / parsed.from_study)
+        taken = ", ".join(map(str, start.taken)) or "none"
+        console.print(f"from study  {parsed.from_study}: runs {taken}", highlight=False, markup=False)
+        for reason in start.refused:
+            console.print(f"            not {reason}", highlight=False, markup=False, soft_wrap=True)
 
 
-@contextmanager
-def _stopping_gracefully(driver: Driver, console: Console) -> Iterator[None]:
-    """Let the first Ctrl-C (or SIGTERM) stop at the end of the running epochs, the second at once."""
-
-    def on_signal(_number: int, _frame: object) -> None:
-        if driver.stopping is not None:
-            raise KeyboardInterrupt
-        driver.stop(_ASKED)
-        console.print("stopping when the running epochs end; press Ctrl-C again to stop at once")
-
-    before = {name: signal.signal(name, on_signal) for name in (signal.SIGINT, signal.SIGTERM)}
+def _confirm(parsed: argparse.Namespace, study: Study, execution: Execution, *, console: Console) -> Driver:
+    confirmation, total = open_confirmation(study, top=parsed.confirm, seeds=parsed.confirm_seeds)
     try:
-        yield
+        console.print(
+            f"confirming the best {parsed.confirm} runs with {parsed.confirm_seeds} further seeds each",
+            highlight=False,
+        )
+        driver, mirror = execution.drive(confirmation, Limits(runs=total), console)
+        close_mirror(mirror, [], finished=driver.stopping is None)
+        return driver
     finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)
+        confirmation.close()
+
+
+def _exit_code(driver: Driver, study: Study, console: Console) -> int:
+    if driver.stopping is None:
+        return 0 if study.best() is not None else FAILED
+    console.print(f"ended early: {driver.stopping}. The same command goes on.", highlight=False)
+    if driver.stopping == ASKED:
+        return INTERRUPTED
+    return FAILED if "failed" in driver.stopping else 0
+
+
+def _write_report(folder: Path) -> list[Path]:
+    try:
+        return [write_report(folder)]
+    except Exception as error:
+        # A search that took days must not fail by a picture of it.
+        logger.warning("the report could not be written: %s", error)
+        return []
 
 
 def _archive(folder: Path, console: Console) -> None:
@@ -133,21 +148,21 @@ def _archive(folder: Path, console: Console) -> None:
     console.print(f"the old study is now {archive}", highlight=False, soft_wrap=True)
 
 
-def _print_error(console: Console, error: Exception) -> None:
+def print_error(console: Console, error: Exception) -> None:
+    """Print an error in one line."""
     console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
 
 
-def _print_header(
+def print_header(
     console: Console, plan: SearchPlan, recordings: Sequence[Recording], *, source: str, uri: str
 ) -> None:
+    """Print what is searched, on what, where."""
     neurons = sum(len(recording.neurons.ids) for recording in recordings)
     cluster, pruning = plan.cluster, plan.pruning
     unit, count = (
         ("GPU", cluster.gpus_per_worker) if cluster.gpus_per_worker > 0 else ("core", cluster.cpus_per_worker)
     )
-    each = f"{count:g} {unit} each" + (
-        f", {cluster.workers_per_run} workers per run" if cluster.workers_per_run > 1 else ""
-    )
+    workers = f", {cluster.workers_per_run} workers per run" if cluster.workers_per_run > 1 else ""
     chosen = (
         "" if plan.select_on == "holdout" else "; chosen on oracle as in the paper: oracle does not grade"
     )
@@ -155,8 +170,8 @@ def _print_header(
         f"space       {plan.plan.space.name}, {len(plan.plan.ranges)} hyperparameters, "
         f"{plan.scale} scale{chosen}",
         f"recordings  {len(recordings)} mice, {neurons} neurons; {source}",
-        f"runs        {plan.limits.runs} in all, {cluster.slots} at a time, on {each}; "
-        f"{pruning.pruner}, {pruning.min_epochs} to {pruning.max_epochs} epochs",
+        f"runs        {plan.limits.runs} in all, {cluster.slots} at a time, on {count:g} {unit} "
+        f"each{workers}; {pruning.pruner}, {pruning.min_epochs} to {pruning.max_epochs} epochs",
         f"lane        {plan.lane.lane}: {plan.lane.reason}",
         f"study       {plan.folder}",
         f"mlflow      {uri}",

@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -19,11 +19,12 @@ from optuna.trial import FrozenTrial, TrialState
 from hpo.identity import DATABASE_FILE, StudyError, require_same
 from hpo.pruning import PruningConfig, undecided
 from hpo.sampler import SeededSampler
-from hpo.space import Bounds, SearchSpace
+from hpo.space import Bounds, Suggestions
+from training.names import nearest
 from training.results import EpochReport, Outcome, RunResult
-from training.spec import RunSpec
+from training.spec import RunSpec, to_plain
 
-_STOPPED = "stopped_at"
+_STOPPED, _MADE_WITH = "stopped_at", "made_with"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +46,21 @@ class Asked:
     reason: str | None = None
 
 
+class Space(Protocol):
+    """What runs are taken from: a ``SearchSpace``, or the runs of another study with other seeds."""
+
+    @property
+    def name(self) -> str:
+        """The model family."""
+
+    @property
+    def base(self) -> RunSpec:
+        """The run that others differ from."""
+
+    def spec(self, optuna_trial: Suggestions, bounds: Bounds | None = None) -> RunSpec:
+        """Return the run that a trial describes."""
+
+
 class Study:
     """One search.
 
@@ -57,6 +73,7 @@ class Study:
         identity: what results depend on besides the space (recordings, selection); must be the same when the
             study is opened again.
         sampler: ``tpe`` or ``random``.
+        made_with: versions and whatever else a run is made with; stored with every new run.
 
     Raises:
         StudyError: another process is driving the study, or it was made for something else.
@@ -65,16 +82,18 @@ class Study:
     def __init__(
         self,
         folder: Path,
-        space: SearchSpace,
+        space: Space,
         *,
         bounds: Bounds,
         pruning: PruningConfig,
         seed: int,
         identity: Mapping[str, Any],
         sampler: str = "tpe",
+        made_with: Mapping[str, Any] | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.space, self.bounds, self.pruning = folder, space, bounds, pruning
+        self.made_with = dict(made_with or {})
         self._lock = _locked(folder)
         try:
             require_same(folder, identity)
@@ -140,6 +159,8 @@ class Study:
             spec, reason = self.space.spec(trial, self.bounds), None
         except ValueError as error:
             spec, reason = None, str(error)
+        if spec is not None and _MADE_WITH not in trial.user_attrs:
+            trial.set_user_attr(_MADE_WITH, {"spec": to_plain(spec), **self.made_with})
         return Asked(number=trial.number, spec=spec, values=trial.params, resumed=resumed, reason=reason)
 
     def curve(self, number: int) -> Mapping[int, float]:
@@ -229,6 +250,33 @@ class Study:
     def best(self) -> FrozenTrial | None:
         """Return the finished run of the highest score."""
         return best_of(self.trials())
+
+
+def made_with(trial: FrozenTrial) -> Mapping[str, Any]:
+    """Return what a run was made with: its ``spec`` as plain values, and what the study was opened with.
+
+    Raises:
+        StudyError: the run's values cannot work together, so it was never made.
+    """
+    found: Mapping[str, Any] | None = trial.user_attrs.get(_MADE_WITH)
+    if found is None:
+        raise StudyError(f"run {trial.number} was never made: {trial.user_attrs.get('reason', 'no reason')}")
+    return found
+
+
+def read_trials(folder: Path) -> list[FrozenTrial]:
+    """Return what is stored of a study's runs, without driving it: also while another process does.
+
+    Raises:
+        StudyError: there is no study.
+    """
+    if not (folder / DATABASE_FILE).exists():
+        others = sorted(path.parent.name for path in folder.parent.glob(f"*/{DATABASE_FILE}"))
+        raise StudyError(f"study is {folder.name!r}{nearest(folder.name, others)} (in {folder.parent})")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = storage_url(folder)
+    name = optuna.get_all_study_names(storage)[0]
+    return optuna.load_study(study_name=name, storage=storage).get_trials(deepcopy=False)
 
 
 def best_of(trials: list[FrozenTrial]) -> FrozenTrial | None:

@@ -125,6 +125,12 @@ def suggest_few(ask):
     ask.whole("model.num_heads", 1, 4)
 
 
+def suggest_two(ask):
+    """Ask for what every run has, a tiny one, too."""
+    ask.number("optimizer.core_lr", 1e-4, 1e-2, log=True)
+    ask.whole("loader.batch_size", 2, 4)
+
+
 def open_study(
     root,
     *,

@@ -4,11 +4,13 @@ import os
 from pathlib import Path
 
 import pytest
-from hpo_search import EPOCHS, FastObjective, TroubledObjective, read_log, search_on_ray
+from hpo_search import EPOCHS, FastObjective, TroubledObjective, read_log, search_on_ray, suggest_two, told
 from optuna.trial import TrialState
+from training_runs import tiny_spec
 
 from hpo.cluster import ClusterConfig, start_ray
 from hpo.lanes import LANES, choose_lane
+from hpo.objective import make_objective
 
 pytestmark = [
     pytest.mark.ray,
@@ -81,3 +83,27 @@ def test_more_runs_than_slots_of_which_most_are_stopped_early(ray, tmp_path):
     assert states.count(TrialState.PRUNED) >= 6
     for trial in trials:
         assert sorted(trial.intermediate_values) == list(range(1, len(trial.intermediate_values) + 1))
+
+
+def test_every_lane_gives_the_same_numbers_and_frees_its_workers(ray, recordings, tmp_path):
+    told_by = {}
+    for lane in LANES:
+        # One slot: were the workers of the stopped run not freed, the next would wait forever.
+        config = ClusterConfig(slots=1, lane=lane)
+        told_by[lane] = told(
+            search_on_ray(
+                tmp_path / lane,
+                total=3,
+                objective=make_objective(config, recordings, select_on="holdout"),
+                config=config,
+                pruner="asha",
+                sampler="random",
+                seed=0,
+                base=tiny_spec(),
+                suggest=suggest_two,
+                epochs=2,
+            )[0]
+        )
+    assert told_by["actors"] == told_by["warm"]
+    assert told_by["actors"] == told_by["train"]
+    assert [len(run[-1]) for run in told_by["actors"]] == [2, 1, 2]
