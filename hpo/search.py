@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -79,8 +80,18 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         help="auto, actors (one process per run), train (a Ray Train run each), warm (workers take run after "
         "run)",
     )
+    where.add_argument("--cpus-per-worker", type=float, help="default: the cores here, shared by the runs")
+    where.add_argument("--cluster", type=Path, metavar="FILE", help="cluster file of `ray up`: search there")
     where.add_argument("--address", help="of a running Ray cluster (default: Ray on this machine)")
-    where.add_argument("--root", type=Path, default=Path("runs"), help="folder of studies (default: runs)")
+    where.add_argument(
+        "--wait", type=float, default=20.0, metavar="MINUTES", help="for machines, at most (default: 20)"
+    )
+    where.add_argument(
+        "--root",
+        type=Path,
+        default=Path(os.environ.get("STRIATE_STORAGE", "runs")),
+        help="folder of studies (default: STRIATE_STORAGE, else runs)",
+    )
     where.add_argument("--name", help="name of the study (default: space and scale)")
     where.add_argument("--fresh", action="store_true", help="archive the study of this name, start anew")
     where.add_argument("--no-tracking", action="store_true", help="do not mirror the study in MLflow")
@@ -107,7 +118,8 @@ def parse_afterwards(arguments: list[str]) -> argparse.Namespace:
         )
     else:
         parser.add_argument("--out", type=Path, help="page (default: report.html in the study's folder)")
-    parser.add_argument("--root", type=Path, default=Path("runs"), help="folder of studies")
+    root = Path(os.environ.get("STRIATE_STORAGE", "runs"))
+    parser.add_argument("--root", type=Path, default=root, help="folder of studies")
     return parse_strictly(parser, arguments[1:])
 
 
@@ -130,6 +142,10 @@ def main(arguments: list[str]) -> int:
         from hpo.afterwards import report_command, reproduce_command
 
         return report_command(parsed) if parsed.action == "report" else reproduce_command(parsed)
+    if parsed.cluster is not None:
+        from hpo.remote import remote_command
+
+        return remote_command(parsed, arguments)
     from hpo.command import search_command
 
     return search_command(parsed)
