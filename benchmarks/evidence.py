@@ -10,6 +10,7 @@ what would take hours is measured on some candidates and neurons and multiplied.
 
 import argparse
 import json
+import os
 import resource
 import shutil
 import subprocess
@@ -21,55 +22,25 @@ from math import comb
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-import torch
-from rich.console import Console
-from rich.table import Table
+# This folder is first on the path of a script, and its other scripts would be found in place of packages.
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+# Threads that wait for each other would count as work.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-from data.array_files import HEADER_BYTES, npy_header
-from data.recording import Neurons, Recording, Stimulus, Tier, Trial
-from ensembles.blending import BLENDS, ROUNDS, Blender, best_subset, greedy
-from ensembles.clip_moments import ClipMoments
-from ensembles.evidence import Evidence, gather
-from ensembles.gate import choose
-from training.prediction_info import PredictionInfo
-from training.prediction_writer import FORMAT
-from training.predictions import PredictionStore
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.table import Table  # noqa: E402
 
-SESSION, TIER = "mouse", "oracle"
+from benchmarks.simulated_pools import SESSION, TIER, SimulatedRecording, write_member  # noqa: E402
+from ensembles.blending import BLENDS, ROUNDS, Blender, best_subset, greedy  # noqa: E402
+from ensembles.clip_moments import ClipMoments  # noqa: E402
+from ensembles.evidence import Evidence, gather  # noqa: E402
+from ensembles.gate import choose  # noqa: E402
+from training.predictions import PredictionStore  # noqa: E402
+
 Result = TypeVar("Result")
 NUM_VIDEOS, FIRST, LAST = 6, 50, 300
-
-
-class SimulatedRecording(Recording):
-    """Responses in one mapped file; their official std is 1."""
-
-    def __init__(self, path: Path, num_repeats: int) -> None:
-        self.session, self.fingerprint = SESSION, "simulated"
-        self._values = np.load(path, mmap_mode="r")
-        self.neurons = Neurons(
-            ids=np.arange(self._values.shape[2]), coordinates_um=np.zeros((self._values.shape[2], 3))
-        )
-        self.trials = tuple(
-            Trial(
-                index=index,
-                tier=Tier.ORACLE,
-                num_frames=LAST,
-                video_id=f"video-{index // num_repeats}",
-                stimulus=Stimulus.MOVIE,
-                has_responses=True,
-            )
-            for index in range(len(self._values))
-        )
-
-    def responses(self, trial: Trial) -> np.ndarray:
-        """Return the responses of one trial."""
-        return self._values[trial.index].T
-
-    def statistics(self, variable: str, name: str) -> np.ndarray:
-        """Return the official std."""
-        assert (variable, name) == ("responses", "std")
-        return np.ones((len(self.neurons.ids), LAST), np.float32)
 
 
 def main() -> None:
@@ -174,7 +145,7 @@ def time_pass(folder: Path, args: argparse.Namespace) -> dict[str, float]:
         with path.open("rb") as file:
             while chunk := len(file.read(2**22)):
                 read += chunk
-    recording = SimulatedRecording(folder / "responses.npy", args.repeats)
+    recording = simulated_recording(folder, args)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     start, wall = time.process_time(), time.perf_counter()
     gather(store, members, [recording], tier=TIER, folder=folder / "evidence", threads=args.threads)
@@ -257,41 +228,29 @@ def write_predictions(folder: Path, args: argparse.Namespace) -> None:
     shared = [draw(0.8) for _ in range(NUM_VIDEOS)]
     for member in range(args.members):
         error = [signal + common + draw(0.5) for signal, common in zip(signals, shared, strict=True)]
-        write_member(folder, f"member-{member:02d}", error, draw, args)
+        write_member_of(folder, f"member-{member:02d}", error, draw, args)
 
 
-def write_member(
+def write_member_of(
     folder: Path,
     member: str,
     videos: list[torch.Tensor],
     draw: Callable[[float], torch.Tensor],
     args: argparse.Namespace,
 ) -> None:
-    """Write one member as a build does; repeats differ a little, as behavior does."""
-    num_trials = NUM_VIDEOS * args.repeats
-    path = PredictionStore(root=folder / "predictions").path(member, SESSION, TIER)
-    path.parent.mkdir(parents=True)
-    info = PredictionInfo(
-        member=member,
-        session=SESSION,
-        tier=TIER,
-        trials=tuple(range(num_trials)),
-        frames=((0, LAST),) * num_trials,
-        num_neurons=args.neurons,
-        neurons_sha256="simulated",
-        fingerprint="simulated",
-        checkpoint_sha256=member,
-    )
+    """Write one member; repeats differ a little, as behavior does."""
     behavior = draw(0.3)
-    with path.open("wb") as file:
-        header = npy_header(np.dtype("<f2"), info.shape)
-        assert len(header) == HEADER_BYTES
-        file.write(header)
-        for trial in range(num_trials):
-            values = videos[trial // args.repeats] + torch.roll(behavior, 7 * trial, dims=1)
-            file.write(values.half().numpy().tobytes())
-    plain = info.to_plain() | {"format": FORMAT, "dtype": "float16", "sha256": member}
-    path.with_suffix(".json").write_text(json.dumps(plain))
+    trials = (
+        (videos[trial // args.repeats] + torch.roll(behavior, 7 * trial, dims=1)).half().numpy()
+        for trial in range(NUM_VIDEOS * args.repeats)
+    )
+    store = PredictionStore(root=folder / "predictions")
+    write_member(store, simulated_recording(folder, args), member, trials)
+
+
+def simulated_recording(folder: Path, args: argparse.Namespace) -> SimulatedRecording:
+    """Return the recording, its responses mapped."""
+    return SimulatedRecording(np.load(folder / "responses.npy", mmap_mode="r"), args.repeats)
 
 
 if __name__ == "__main__":
