@@ -78,8 +78,9 @@ def assess(
         progress: is told.
         threads: of the pass over the predictions.
     """
-    usable = [result.name for result in results if result.is_usable]
-    members = [member for member in plan.members if member.name in usable]
+    made = {result.name for result in results if result.is_usable}
+    members = [member for member in plan.members if member.is_pooled and member.name in made]
+    usable = [member.name for member in members]
     progress.phase(f"reading the predictions of {len(members)} members")
     choose_on, report_on = gather_evidence(plan, recordings, usable, threads=threads)
     choice = choose(choose_on, blend=plan.blend, groups=architectures(members))
@@ -90,7 +91,7 @@ def assess(
         report_on=report_on,
         recordings=recordings,
         groups=architectures(members),
-        costs=member_costs(members, recordings),
+        costs=member_costs(plan.members, recordings),
         cost_unit=COST_UNIT,
     )
     fusion = Fusion.of(choice)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data.recording import Recording, Tier
+from ensembles.heads import extract_head
 from ensembles.identity import BuildError
 from ensembles.members import Executor, Member, MemberJob, MemberResult, in_waves, trained_before
 from ensembles.plan import BuildPlan
@@ -63,7 +64,7 @@ def make_members(
         jobs = []
         for member in wave:
             try:
-                ready = _taught(member, results)
+                ready = _ready(member, results, plan)
             except BuildError as error:
                 failed = MemberResult(name=member.name, outcome=Outcome.FAILED, error=str(error))
                 _note(failed, results, plan, progress)
@@ -75,28 +76,37 @@ def make_members(
                     store=recordings[0].store,
                     sessions=tuple(recording.session for recording in recordings),
                     predictions=plan.predictions,
-                    tiers=(Tier.ORACLE,),
-                    holdout=trials,
+                    tiers=(Tier.ORACLE,) if member.is_pooled else (),
+                    holdout=trials if member.is_pooled else (),
                     threads=threads,
                 )
             )
         progress.started([job.member for job in jobs])
         for result in executor(jobs, progress.epoch):
             _note(result, results, plan, progress)
-    if not any(result.is_usable for result in results.values()):
+    if not any(results[member.name].is_usable for member in plan.members if member.is_pooled):
         reasons = "; ".join(f"{result.name}: {result.error}" for result in results.values())
         raise BuildError(f"no member is usable ({reasons})")
     return [results[member.name] for member in plan.members]
 
 
-def _taught(member: Member, results: dict[str, MemberResult]) -> Member:
-    """Return the member with its teacher's checkpoint in its spec."""
-    if member.teacher is None:
-        return member
-    checkpoint = results[member.teacher].checkpoint
+def _ready(member: Member, results: dict[str, MemberResult], plan: BuildPlan) -> Member:
+    """Return the member with what it needs of others: its teacher's checkpoint, or its own, cut out."""
+    if member.teacher is not None:
+        checkpoint = _checkpoint(member.teacher, results, role="teacher")
+        member = replace(member, spec=taught_by(member.spec, checkpoint))
+    if member.trunk is not None:
+        checkpoint = _checkpoint(member.trunk, results, role="trunk")
+        source = extract_head(checkpoint, member.spec, plan.folder / "heads" / member.name)
+        member = replace(member, source=source)
+    return member
+
+
+def _checkpoint(name: str, results: dict[str, MemberResult], *, role: str) -> Path:
+    checkpoint = results[name].checkpoint
     if checkpoint is None:
-        raise BuildError(f"its teacher {member.teacher} failed")
-    return replace(member, spec=taught_by(member.spec, checkpoint))
+        raise BuildError(f"its {role} {name} failed")
+    return checkpoint
 
 
 def taught_by(spec: RunSpec, checkpoint: Path) -> RunSpec:
@@ -118,5 +128,7 @@ def missing_members(plan: BuildPlan) -> list[Member]:
     return [
         member
         for member in plan.members
-        if member.source is None and trained_before(plan.member_folder(member.name)) is None
+        if member.source is None
+        and member.trunk is None
+        and trained_before(plan.member_folder(member.name)) is None
     ]

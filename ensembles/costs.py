@@ -1,5 +1,6 @@
 """What members cost: floating-point operations to predict a trial, and parameters."""
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 
@@ -17,11 +18,19 @@ COST_UNIT = "GFLOP per trial"
 def member_costs(members: Sequence[Member], recordings: Sequence[Recording]) -> dict[str, float]:
     """Return the GFLOP that each member needs to predict one oracle trial, by its own windows.
 
-    It is counted, not measured, so that two builds give the same.
+    It is counted, not measured, so that two builds give the same. Heads of one trunk share its cost.
     """
     trial = next(trial for trial in recordings[0].trials if trial.tier is Tier.ORACLE)
     num_frames = min(trial.num_frames, LAST_FRAME)
-    return {member.name: _gflop(member, recordings, num_frames) for member in members}
+    costs = {
+        member.name: _gflop(member, recordings, num_frames) for member in members if member.trunk is None
+    }
+    num_heads = Counter(member.trunk for member in members)
+    return costs | {
+        member.name: costs[member.trunk] / num_heads[member.trunk]
+        for member in members
+        if member.trunk is not None
+    }
 
 
 def num_parameters(member: Member, recordings: Sequence[Recording]) -> int:

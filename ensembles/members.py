@@ -41,12 +41,16 @@ class Member:
         spec: the run that it is.
         source: checkpoint of a run that exists already; None trains one.
         teacher: name of the member whose encoder it learns from.
+        trunk: name of the member whose core it shares: it is one of its heads, and not trained itself.
+        is_pooled: whether it is averaged; a trunk with all its heads is not, its heads are.
     """
 
     name: str
     spec: RunSpec
     source: Path | None = None
     teacher: str | None = None
+    trunk: str | None = None
+    is_pooled: bool = True
 
     @property
     def architecture(self) -> str:
@@ -293,13 +297,15 @@ def require_whole(checkpoint: Path) -> str:
 
 
 def in_waves(members: Iterable[Member]) -> list[list[Member]]:
-    """Return members such that nobody learns from a member of the same or a later wave."""
+    """Return members such that nobody needs a member of the same or a later wave."""
     waves: list[list[Member]] = []
     wave_of: dict[str, int] = {}
     for member in members:
-        if member.teacher is not None and member.teacher not in wave_of:
-            raise ValueError(f"teacher of {member.name} is {member.teacher!r}, but must be an earlier member")
-        wave = 0 if member.teacher is None else wave_of[member.teacher] + 1
+        needed = [name for name in (member.teacher, member.trunk) if name is not None]
+        for name in needed:
+            if name not in wave_of:
+                raise ValueError(f"{member.name} needs {name!r}, but must need an earlier member")
+        wave = max((wave_of[name] + 1 for name in needed), default=0)
         wave_of[member.name] = wave
         while len(waves) <= wave:
             waves.append([])

@@ -99,7 +99,12 @@ class BuildPlan:
 
 def _described(member: Member) -> dict[str, Any]:
     source = None if member.source is None else read_info(member.source).sha256
-    return {"spec": to_plain(member.spec), "checkpoint": source, "teacher": member.teacher}
+    return {
+        "spec": to_plain(member.spec),
+        "checkpoint": source,
+        "teacher": member.teacher,
+        "trunk": member.trunk,
+    }
 
 
 def _require_same_data(member: Member, recordings: Sequence[Recording]) -> None:

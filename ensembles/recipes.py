@@ -72,6 +72,20 @@ def v1fm31(options: RecipeOptions) -> list[Member]:
     return [Member(name=v1fm_name(spec), spec=options.sized(spec)) for spec in v1fm_members()]
 
 
+def v1fm31_shared(options: RecipeOptions) -> list[Member]:
+    """Return the 31 readouts of ``v1fm31`` on one core that is trained once; our cheaper variant.
+
+    Not published. The heads are cut out of the trained encoder and are members like any others.
+    """
+    options.nothing()
+    specs = [options.sized(spec) for spec in v1fm_members()]
+    names = tuple(v1fm_name(spec) for spec in specs)
+    first = specs[0]
+    trunk = replace(first, model=replace(first.model, heads=names))  # type: ignore[type-var]
+    heads = [Member(name=name, spec=spec, trunk="shared") for name, spec in zip(names, specs, strict=True)]
+    return [Member(name="shared", spec=trunk, is_pooled=False), *heads]
+
+
 def v1fm_name(spec: RunSpec) -> str:
     """Return the name of a V1FM member: its fusion and its levels."""
     levels, fusion = getattr(spec.model, "levels", ()), getattr(spec.model, "fusion", "mean")
@@ -141,6 +155,7 @@ def members(options: RecipeOptions) -> list[Member]:
 
 RECIPES: dict[str, Recipe] = {
     "v1fm31": v1fm31,
+    "v1fm31-shared": v1fm31_shared,
     "seeds": seeds,
     "folds": folds,
     "study": study,
@@ -166,14 +181,17 @@ def make_members(name: str, options: RecipeOptions) -> list[Member]:
 
 
 def spread(chosen: list[Member], count: int) -> list[Member]:
-    """Return ``count`` members, evenly spaced over the list; with them the teachers they learn from.
+    """Return ``count`` pooled members, evenly spaced over the list, and those that they need.
 
     Raises:
         ValueError: there are fewer members.
     """
-    if not 1 <= count <= len(chosen):
-        raise ValueError(f"--subset is {count}, but must be 1 to {len(chosen)}, the members of the recipe")
-    kept = {int(index) for index in np.linspace(0, len(chosen) - 1, count).round()}
-    names = {chosen[index].name for index in kept}
-    names |= {member.teacher for member in chosen if member.name in names and member.teacher is not None}
+    pooled = [member for member in chosen if member.is_pooled]
+    if not 1 <= count <= len(pooled):
+        raise ValueError(f"--subset is {count}, but must be 1 to {len(pooled)}, the members of the recipe")
+    kept = {int(index) for index in np.linspace(0, len(pooled) - 1, count).round()}
+    names: set[str | None] = {pooled[index].name for index in kept}
+    names |= {
+        needed for member in chosen if member.name in names for needed in (member.teacher, member.trunk)
+    }
     return [member for member in chosen if member.name in names]

@@ -147,6 +147,17 @@ class Encoder(nn.Module):
         Raises:
             ValueError: the encoder has no readout for ``session``.
         """
+        return self._rates(features, behavior, pupil, session=session)
+
+    def _rates(
+        self,
+        features: Float[Tensor, "b d t_out h_out w_out"],
+        behavior: Float[Tensor, "b 2 t"],
+        pupil: Float[Tensor, "b 2 t"],
+        *,
+        session: str,
+    ) -> Float[Tensor, "k_b n t_out"]:
+        """Return what the readout gives as rates, for each clip once or once per head."""
         if session not in self.readouts:
             raise ValueError(f"session is {session!r}, but must be one of {', '.join(self.sessions)}")
         num_frames = features.shape[2]
@@ -170,6 +181,18 @@ class Encoder(nn.Module):
             Rates for the last ``t - warmup_frames`` frames of the clip.
         """
         return self.read(self.features(video, behavior, pupil), behavior, pupil, session=session)
+
+    def rates_by_head(
+        self,
+        video: Float[Tensor, "b 1 t h w"],
+        behavior: Float[Tensor, "b 2 t"],
+        pupil: Float[Tensor, "b 2 t"],
+        *,
+        session: str,
+    ) -> Float[Tensor, "k b n t_out"]:
+        """Predict what the loss compares with the responses: once for each head; most models have one."""
+        result: Tensor = self(video, behavior, pupil, session=session)
+        return result[None]
 
     def regularizer(self) -> Float[Tensor, ""]:
         """Return the penalty on the core's parameters, already weighted."""

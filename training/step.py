@@ -14,6 +14,7 @@ from data.clips import ClipBatch
 from models.encoder import Encoder
 from training.device import ComputeConfig, autocast
 from training.distillation import distilled_loss, pair_weights
+from training.joint import cut_parts, own_pairs, own_responses, predict_all, predict_own
 from training.losses import BatchMoments, LossConfig, clip_loss, loss_scale
 from training.micro_batch import SharedOutOfMemoryError, is_out_of_memory
 from training.ranks import Ranks, is_any
@@ -57,7 +58,8 @@ class GradientConfig:
         loss: which loss.
         compute: precision.
         num_trials: trials of each session, for the loss's scale.
-        micro_batch: clips of a session computed at once.
+        micro_batch: clips computed at once, of a session or (``joint``) of the whole step.
+        joint: clips of all sessions pass the core together, so that batch norm sees the mixed batch.
         ranks: this process among the others.
         scale_up: multiplies the loss before the backward pass (fp16); 1 otherwise.
         teacher: encoder that predicts the targets of the sessions that were not shown a clip.
@@ -68,6 +70,7 @@ class GradientConfig:
     compute: ComputeConfig
     num_trials: Mapping[str, int]
     micro_batch: int
+    joint: bool = False
     ranks: Ranks = field(default_factory=Ranks)
     scale_up: Callable[[Tensor], Tensor] = lambda loss: loss
     teacher: Encoder | None = None
@@ -104,24 +107,31 @@ def accumulate_gradients(
     losses: list[tuple[str, Tensor]] = []
     counts = _global_counts(encoder, batches, config.ranks)
     step_clips = sum(counts.values())
-    for batch in batches:
-        scale = loss_scale(
+    scales = {
+        batch.session: loss_scale(
             config.loss,
             num_trials=config.num_trials[batch.session],
             session_clips=counts[batch.session],
             step_clips=step_clips,
         )
-        if exchange.passes_over(batch):
+        for batch in batches
+    }
+    for group in [list(batches)] if config.joint else [[batch] for batch in batches]:
+        if exchange.passes_over(group[0]):
             continue
-        with exchange.watching(batch):
-            if config.teacher is None:
-                loss = _accumulate_batch(encoder, batch, config, exchange, scale=scale, seed=seed, sum_=sum_)
-            else:
-                scale = 1.0 / step_clips
-                loss = _accumulate_taught(
-                    encoder, batch, config, config.teacher, step_clips=step_clips, seed=seed, sum_=sum_
+        with exchange.watching(group[0]):
+            if config.teacher is not None:
+                losses += _accumulate_taught(
+                    encoder, group, config, config.teacher, step_clips=step_clips, seed=seed, sum_=sum_
                 )
-            losses.append((batch.session, loss / scale))
+            elif config.joint:
+                losses += _accumulate_joint(encoder, group, config, scales=scales, seed=seed, sum_=sum_)
+            else:
+                scale = scales[group[0].session]
+                loss = _accumulate_batch(
+                    encoder, group[0], config, exchange, scale=scale, seed=seed, sum_=sum_
+                )
+                losses.append((group[0].session, loss / scale))
     exchange.end()
     # The penalty belongs to the step, not to a process: gradients are summed over processes.
     penalty = encoder.regularizer()
@@ -165,64 +175,83 @@ def _accumulate_batch(
         elif config.loss.needs_whole_batch:
             with torch.no_grad():
                 others = exchange.elsewhere([BatchMoments.of(predicted, responses)])
-        loss = clip_loss(predicted, responses, config.loss, scale=scale, others=others)
+        # An encoder with several heads has the mean of their losses.
+        heads = len(predicted) // len(parts[index])
+        loss = clip_loss(predicted, responses, config.loss, scale=scale / heads, others=others)
         config.scale_up(loss).backward()
         total += loss.detach()
-        sum_.count += predicted.numel()
+        sum_.count += predicted.numel() // heads
         sum_.clips += len(parts[index])
     return total
 
 
+def _accumulate_joint(
+    encoder: Encoder,
+    batches: Sequence[ClipBatch],
+    config: GradientConfig,
+    *,
+    scales: Mapping[str, float],
+    seed: tuple[int, ...],
+    sum_: LossSum,
+) -> list[tuple[str, Tensor]]:
+    """Accumulate the gradient of clips of several sessions that pass the core together."""
+    losses = []
+    for index, part in enumerate(cut_parts(batches, config.micro_batch)):
+        torch.manual_seed(seed_for(*seed, index))
+        total = part[0].behavior.new_zeros(())
+        for clips, (predicted, responses) in zip(
+            part, predict_own(encoder, part, config.compute), strict=True
+        ):
+            scale = scales[clips.session]
+            loss = clip_loss(predicted, responses, config.loss, scale=scale, others=[])
+            losses.append((clips.session, loss.detach() / scale))
+            total = total + loss
+            sum_.count += predicted.numel()
+            sum_.clips += len(clips)
+        config.scale_up(total).backward()
+    return losses
+
+
 def _accumulate_taught(
     encoder: Encoder,
-    batch: ClipBatch,
+    batches: Sequence[ClipBatch],
     config: GradientConfig,
     teacher: Encoder,
     *,
     step_clips: int,
     seed: tuple[int, ...],
     sum_: LossSum,
-) -> Tensor:
+) -> list[tuple[str, Tensor]]:
     """Accumulate the gradient of recorded and taught responses (DwiseNeuro, stage 2)."""
-    session = encoder.sessions.index(batch.session)
-    # Every clip of the step has one row, and rows of one session are alike.
-    step_own = torch.zeros(step_clips, len(encoder.sessions), dtype=torch.bool, device=batch.start.device)
-    step_own[:, session] = True
-    weights = pair_weights(step_own, ratio=config.teacher_ratio)
-    size = config.micro_batch
-    total = batch.behavior.new_zeros(())
-    for index, start in enumerate(range(0, len(batch), size)):
-        part = batch.select(slice(start, start + size))
-        assert part.responses is not None
-        torch.manual_seed(seed_for(*seed, session, index))
-        predicted = _predict_all(encoder, part, config.compute, sessions=encoder.sessions)
+    sessions = encoder.sessions
+    # Every clip of the step has one recorded session, so weights depend only on whether a pair is recorded.
+    step_own = torch.zeros(step_clips, len(sessions), dtype=torch.bool)
+    step_own[:, 0] = True
+    recorded, *missing = pair_weights(step_own, ratio=config.teacher_ratio)[0].tolist()
+    losses = []
+    first = sessions.index(batches[0].session)
+    for index, part in enumerate(cut_parts(batches, config.micro_batch)):
+        torch.manual_seed(seed_for(*seed, first, index))
+        predicted = predict_all(encoder, part, config.compute, sessions=sessions)
         with torch.no_grad():
-            taught = _predict_all(teacher, part, config.compute, sessions=encoder.sessions)
-        num_frames = predicted[batch.session].shape[2]
+            taught = predict_all(teacher, part, config.compute, sessions=sessions)
+        own = own_pairs(part, sessions)
         loss = distilled_loss(
             predicted,
             taught,
-            {batch.session: part.responses[..., -num_frames:]},
-            own=step_own[: len(part)],
-            weights=weights[: len(part)],
+            own_responses(part, num_frames=predicted[part[0].session].shape[2]),
+            own=own,
+            weights=torch.full(own.shape, missing[0] if missing else 0.0, device=own.device).masked_fill(
+                own, recorded
+            ),
             loss=config.loss,
         )
         config.scale_up(loss).backward()
-        total += loss.detach()
-        sum_.count += predicted[batch.session].numel()
-        sum_.clips += len(part)
-    return total
-
-
-def _predict_all(
-    encoder: Encoder, part: ClipBatch, compute: ComputeConfig, *, sessions: Sequence[str]
-) -> dict[str, Tensor]:
-    with autocast(compute, part.video.device):
-        features = encoder.features(part.video, part.behavior, part.pupil)
-        return {
-            session: encoder.read(features, part.behavior, part.pupil, session=session).float()
-            for session in sessions
-        }
+        losses.append((part[0].session, loss.detach() * step_clips))
+        for clips in part:
+            sum_.count += len(clips) * predicted[clips.session][0].numel()
+            sum_.clips += len(clips)
+    return losses
 
 
 def _total(losses: Sequence[tuple[str, Tensor]], *, ranks: Ranks) -> float:
@@ -241,8 +270,11 @@ def _total(losses: Sequence[tuple[str, Tensor]], *, ranks: Ranks) -> float:
 def _predict(encoder: Encoder, part: ClipBatch, compute: ComputeConfig) -> tuple[Tensor, Tensor]:
     assert part.responses is not None
     with autocast(compute, part.video.device):
-        predicted = encoder(part.video, part.behavior, part.pupil, session=part.session)
-    return predicted.float(), part.responses[..., -predicted.shape[2] :]
+        by_head = encoder.rates_by_head(part.video, part.behavior, part.pupil, session=part.session)
+    responses = part.responses[..., -by_head.shape[3] :]
+    if len(by_head) > 1:
+        responses = responses.repeat(len(by_head), 1, 1)
+    return by_head.flatten(0, 1).float(), responses
 
 
 def _global_counts(encoder: Encoder, batches: Sequence[ClipBatch], ranks: Ranks) -> dict[str, int]:

@@ -1,12 +1,13 @@
 """Dynamic-V1FM: its configuration and how its parts are joined."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import get_args
 
 from models.cores.swin3d import BlockNorm, SwinConfig, SwinCore
-from models.encoder import Encoder, SessionSpec
+from models.encoder import Encoder, Readout, SessionSpec
+from models.heads import HeadsEncoder, HeadsReadout
 from models.nonlinearities import OUTPUTS
 from models.readouts.hierarchical import Fusion, HierarchicalReadout
 from models.shifter import Shifter
@@ -40,6 +41,10 @@ class V1FMConfig:
         levels: coarse levels of the readout: at level f, every f neighboring neurons (by index) share
             weights and position.
         fusion: how the levels become one prediction: their mean, or a sum weighted per clip by a small net.
+        heads: several readouts of each session on one core, each named by its fusion and levels
+            ("mean-2-4", "adaptive-8", "plain"); they replace ``levels`` and ``fusion``. The prediction is the
+            mean of theirs, the loss the mean of theirs; they share the shifter. Not published: the 31 members
+            of the published ensemble each have a core.
         unused_levels: also build the parameters of all published levels that ``levels`` leaves out, as the
             released code does; they change nothing but the count.
         position_hidden: width of the net that predicts positions from cortical coordinates.
@@ -67,6 +72,7 @@ class V1FMConfig:
     drop_path: float = 0.0
     levels: tuple[int, ...] = (2, 4, 8, 16)
     fusion: Fusion = "mean"
+    heads: tuple[str, ...] = ()
     unused_levels: bool = False
     position_hidden: int = 32
     init_sigma: float = 0.2
@@ -144,6 +150,27 @@ class V1FMConfig:
             raise ValueError(
                 "fusion is 'adaptive', but must be 'mean' without coarse levels: there is nothing to weigh"
             )
+        if len(set(self.heads)) < len(self.heads):
+            raise ValueError(f"heads is {self.heads}, but must name each head once")
+        for index in range(len(self.heads)):
+            self.head(index)
+
+    def head(self, index: int) -> "V1FMConfig":
+        """Return the configuration of the core with one of the heads alone.
+
+        Raises:
+            ValueError: the head's name is not a fusion and its levels.
+        """
+        name = self.heads[index]
+        fusion, *levels = name.split("-")
+        if name == "plain":
+            return replace(self, heads=(), levels=(), fusion="mean")
+        if fusion not in get_args(Fusion) or not levels or not all(level.isdigit() for level in levels):
+            raise ValueError(
+                f"head is {name!r}, but must be plain, or a fusion and its levels such as mean-2-4"
+            )
+        chosen: Fusion = "adaptive" if fusion == "adaptive" else "mean"
+        return replace(self, heads=(), levels=tuple(map(int, levels)), fusion=chosen)
 
     @property
     def num_steps(self) -> int:
@@ -180,23 +207,30 @@ class V1FMConfig:
     def build(self, sessions: Sequence[SessionSpec], frame_shape: tuple[int, int]) -> Encoder:
         """Build the encoder; parameters are drawn from torch's current generator."""
         core = SwinCore(self.core, frame_shape, clip_frames=self.clip_frames)
-        readouts = {
-            spec.session: HierarchicalReadout(
-                spec,
-                self.channels,
-                levels=self.levels,
-                fusion=self.fusion,
-                unused_levels=self.unused_levels,
-                hidden=self.position_hidden,
-                init_sigma=self.init_sigma,
-                weight_spread=self.weight_spread,
-            )
+        heads = [self.head(index) for index in range(len(self.heads))]
+        readouts: dict[str, Readout] = {
+            spec.session: HeadsReadout([head._readout(spec) for head in heads])
+            if heads
+            else self._readout(spec)
             for spec in sessions
         }
-        return Encoder(
+        encoder = HeadsEncoder if heads else Encoder
+        return encoder(
             core,
             readouts,
             output=OUTPUTS[self.output](),
             warmup_frames=self.warmup_frames,
             shifters={spec.session: Shifter(self.shifter_hidden) for spec in sessions},
+        )
+
+    def _readout(self, spec: SessionSpec) -> HierarchicalReadout:
+        return HierarchicalReadout(
+            spec,
+            self.channels,
+            levels=self.levels,
+            fusion=self.fusion,
+            unused_levels=self.unused_levels,
+            hidden=self.position_hidden,
+            init_sigma=self.init_sigma,
+            weight_spread=self.weight_spread,
         )

@@ -1,22 +1,33 @@
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
 from tiny_builds import build, tiny_members, tiny_plan
 from training_runs import tiny_spec
 
 from data.folds import SplitConfig
 from data.recording import Tier
+from data.sampling import LoaderConfig
+from data.windows import WindowPlan
 from ensembles.builder import Progress, make_members
 from ensembles.holdout import HOLDOUT, common_holdout
 from ensembles.identity import BuildError
 from ensembles.manifest import EnsembleManifest
 from ensembles.members import Member, in_waves, make_here
 from ensembles.runs import find_run, member_of_run, runs_of_study
-from training.inference import score_stored
+from models.cores.v1fm import V1FMConfig
+from models.heads import head_state
+from training.inference import score_stored, store_predictions
+from training.losses import LossConfig
+from training.material import Material
 from training.predictions import PredictionStore
+from training.ranks import Ranks
 from training.results import Outcome
 from training.run import run
+from training.spec import InferenceConfig
+from training.step import GradientConfig, accumulate_gradients
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +91,7 @@ def test_waves_put_teachers_first():
     first, second, third = tiny_members()
     waves = in_waves([first, replace(second, teacher="seed-1"), third])
     assert [[member.name for member in wave] for wave in waves] == [["seed-1", "seed-3"], ["seed-2"]]
-    with pytest.raises(ValueError, match="teacher of seed-1 is 'seed-9'"):
+    with pytest.raises(ValueError, match="seed-1 needs 'seed-9'"):
         in_waves([replace(first, teacher="seed-9")])
 
 
@@ -174,3 +185,71 @@ def test_folds_are_chosen_by_leaving_oracle_clips_out(recordings, tmp_path):
     assert manifest.chosen_on == manifest.reported_on == "oracle"
     assert manifest.protocol == "leave_one_clip_out"
     assert sum(member.weight for member in manifest.members) == pytest.approx(1.0)
+
+
+def shared_members():
+    model = V1FMConfig(
+        clip_frames=10,
+        channels=8,
+        depth=1,
+        num_heads=2,
+        window=(4, 3, 3),
+        shift=(2, 1, 1),
+        mlp_channels=6,
+        levels=(2,),
+        init_sigma=1e-8,
+    )
+    spec = replace(
+        tiny_spec("factorized", epochs=2),
+        model=model,
+        loss=LossConfig(),
+        loader=LoaderConfig(clip_frames=10, batch_size=3),
+        inference=InferenceConfig(windows=WindowPlan(length=10, hop=5)),
+    )
+    names = ("mean-2", "adaptive-2-4", "plain")
+    trunk = replace(spec, model=replace(model, heads=names))
+    heads = [
+        Member(name=name, spec=replace(spec, model=trunk.model.head(index)), trunk="shared")
+        for index, name in enumerate(names)
+    ]
+    return [Member(name="shared", spec=trunk, is_pooled=False), *heads]
+
+
+def test_heads_of_a_shared_core_are_members_and_their_mean_is_the_trunks(recordings, tmp_path):
+    plan = tiny_plan(tmp_path / "build", shared_members(), blend="mean")
+    epochs = []
+    assessment = build(plan, recordings, progress=Progress(epoch=lambda name, _: epochs.append(name)))
+    assert epochs == ["shared", "shared"]
+    assert [member.member for member in assessment.analysis.members] == ["mean-2", "adaptive-2-4", "plain"]
+    store = PredictionStore(root=plan.predictions)
+    checkpoint = assessment.manifest.member("shared").checkpoint.locate(plan.folder).parent
+    store_predictions(checkpoint, recordings, store, member="shared", tiers=[Tier.ORACLE])
+    for recording in recordings:
+        files = [store.open(name, recording.session, "oracle").values.astype(float)
+                 for name in ("mean-2", "adaptive-2-4", "plain", "shared")]  # fmt: skip
+        np.testing.assert_allclose(np.mean(files[:3], axis=0), files[3], rtol=2e-3, atol=2e-3)
+
+
+def test_the_gradient_of_a_shared_core_is_the_mean_of_its_heads_gradients(recordings):
+    trunk, *heads = shared_members()
+    device = torch.device("cpu")
+    shared = Material.prepare(recordings, trunk.spec, device=device)
+    encoder = shared.build_encoder().train()
+    clips = next(iter(shared.loader(Ranks()).epoch(0)))
+    batches = shared.prepare_batches(clips, seed=(1,))
+    gradients = [gradient_of_core(encoder, batches, shared)]
+    for index, head in enumerate(heads):
+        material = Material.prepare(recordings, head.spec, device=device)
+        single = material.build_encoder().train()
+        single.load_state_dict(head_state(encoder.state_dict(), index))
+        gradients.append(gradient_of_core(single, batches, material))
+    for of_all, *of_heads in zip(*gradients, strict=True):
+        torch.testing.assert_close(of_all, torch.stack(of_heads).mean(dim=0), rtol=1e-3, atol=1e-4)
+
+
+def gradient_of_core(encoder, batches, material):
+    config = GradientConfig(
+        loss=material.spec.loss, compute=material.spec.compute, num_trials=material.num_trials, micro_batch=2
+    )
+    accumulate_gradients(encoder, batches, config, seed=(1,))
+    return [parameter.grad for parameter in encoder.core_parameters()]
