@@ -34,6 +34,22 @@ def gather_pool(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def evidence(gather_pool):
-    """Six members of falling quality on two sessions that share six videos."""
-    return gather_pool(make_pool(neurons=(20, 30), num_members=6, videos=6, num_frames=100))
+def evidence_pool(tmp_path_factory):
+    """Six members of falling quality on two sessions that share six videos, and their predictions."""
+    pool = make_pool(neurons=(20, 30), num_members=6, videos=6, num_frames=100)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        return pool, pool.store(tmp_path_factory.mktemp("six") / "predictions")
+
+
+@pytest.fixture(scope="session")
+def evidence(evidence_pool, tmp_path_factory):
+    """Evidence of these members."""
+    pool, store = evidence_pool
+    return gather(
+        store,
+        pool.members,
+        pool.recordings,
+        tier="oracle",
+        folder=tmp_path_factory.mktemp("six") / "evidence",
+    )
