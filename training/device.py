@@ -20,9 +20,10 @@ class ComputeConfig:
         device: "auto" takes the GPU of this process's rank when there is one.
         precision: autocast type; fp32 switches autocast off.
         tf32: let CUDA use TF32 in fp32 matrix products.
-        compile: compile the encoder with ``torch.compile``.
+        compile: compile the encoder's core with ``torch.compile``.
         deterministic: refuse operations whose result depends on timing.
-        micro_batch: clips of a session computed at once; None computes the whole batch.
+        micro_batch: clips computed at once, of a session (``loader.order`` round and cycle) or of all
+            sessions (mixed); None takes as many as are predicted to fit into the free memory.
     """
 
     device: str = "auto"

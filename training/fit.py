@@ -217,6 +217,7 @@ class _Trainer:
             compute=self.spec.compute,
             num_trials=self.material.num_trials,
             micro_batch=self.micro_batch,
+            joint=self.spec.loader.order == "mixed",
             ranks=self.ranks,
             scale_up=self.scaler.scale,
             teacher=self.teacher,
