@@ -15,8 +15,8 @@ class CutMixConfig:
     """How clips are mixed; off by default, ``DWISENEURO_CUTMIX`` has the published setting.
 
     Two deviations from DwiseNeuro's released code: behavior and pupil are mixed by the box's area, where
-    there the box replaces their constant planes inside the box only; and partners are clips of the same batch,
-    where there they are drawn anew (a clip that is alone of its session in a process's batch stays as it is).
+    there the box replaces their constant planes inside the box only; and partners are clips of the same
+    batch, where there they are drawn anew (a clip alone of its session in a process's batch stays as it is).
 
     Attributes:
         probability: share of clips that are mixed.

@@ -28,6 +28,8 @@ from training.spec import from_plain, to_plain
 from training.step import GradientConfig, accumulate_gradients
 
 CPU = torch.device("cpu")
+# Several trainings in one test: seconds on a quiet machine, a minute on one that does much else.
+pytestmark = pytest.mark.timeout(180)
 
 
 def kept_state(result):
