@@ -69,6 +69,19 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     out.add_argument("--name", help="name of the build (default: the recipe and its scale)")
     out.add_argument("--dry-run", action="store_true", help="print the plan, do nothing")
     out.add_argument(
+        "--distill",
+        type=float,
+        nargs="?",
+        const=0.7,
+        metavar="RATIO",
+        help="also train one model on the ensemble's predictions, with this share of them (0.7)",
+    )
+    out.add_argument(
+        "--soup",
+        action="store_true",
+        help="also average the members' parameters; kept if not worse than the best of them",
+    )
+    out.add_argument(
         "--submit",
         nargs="+",
         choices=("main", "bonus"),

@@ -18,11 +18,13 @@ from ensembles.assessment import Assessment, assess
 from ensembles.builder import Progress, make_members, missing_members
 from ensembles.cluster import ClusterConfig, make_on_ray
 from ensembles.display import BuildDisplay
+from ensembles.distillation import distill
 from ensembles.identity import BuildError
-from ensembles.manifest import MANIFEST_FILE
+from ensembles.manifest import MANIFEST_FILE, ManifestError
 from ensembles.members import Member, MemberResult
 from ensembles.mirror import EXPERIMENT, BuildMirror
 from ensembles.plan import BuildPlan, make_plan, plan_cluster
+from ensembles.soup import make_soup
 from ensembles.stability import stability_table
 from ensembles.submission import Submission, require_withheld, submit
 from ensembles.tables import print_report
@@ -66,7 +68,7 @@ def build_command(parsed: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         console.print("interrupted; finished epochs and predictions are kept. The same command goes on.")
         return INTERRUPTED
-    except BuildError as error:
+    except (BuildError, ManifestError) as error:
         _print_error(console, error)
         return FAILED
 
@@ -95,6 +97,10 @@ def _build(
     print_report(assessment.analysis, console)
     if plan.recipe.startswith("seeds"):
         console.print(stability_table(assessment.analysis))
+    if parsed.distill is not None:
+        _distill(plan, recordings, ratio=parsed.distill, console=console)
+    if parsed.soup:
+        _soup(plan, recordings, console=console)
     if parsed.submit:
         submission = Submission(tracks=tuple(parsed.submit), frames=parsed.frames)
         for path in submit(plan.folder, recordings, submission):
@@ -139,6 +145,28 @@ def _make(
     if mirror is not None:
         mirror.assessed(assessment)
     return results, assessment
+
+
+def _distill(plan: BuildPlan, recordings: Sequence[Recording], *, ratio: float, console: Console) -> None:
+    def show(report: EpochReport) -> None:
+        console.print(f"student     epoch {report.epoch:>3}  hold-out {report.score:.4f}", highlight=False)
+
+    found = distill(plan.folder, recordings, ratio=ratio, on_epoch=show)
+    console.print(
+        f"distilled   {found.score:.4f} (ensemble {found.teacher:.4f}, best single member "
+        f"{found.best_single:.4f}); {found.unseen_share:.0%} of its trials were new to its teachers",
+        highlight=False,
+    )
+
+
+def _soup(plan: BuildPlan, recordings: Sequence[Recording], *, console: Console) -> None:
+    found = make_soup(plan.folder, recordings)
+    verdict = "accepted" if found.is_accepted else "not accepted"
+    console.print(
+        f"soup        {verdict}: {found.score:.4f}, best member {max(found.scores.values()):.4f} on "
+        f"{found.judged_on}",
+        highlight=False,
+    )
 
 
 def _publish(

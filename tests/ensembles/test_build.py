@@ -7,6 +7,9 @@ from ensembles.builder import Progress
 from ensembles.manifest import EnsembleManifest
 from ensembles.verification import verify
 
+# Writing to a loaded disk can take most of a minute.
+pytestmark = pytest.mark.timeout(240)
+
 
 @pytest.fixture(scope="module")
 def built(recordings, tmp_path_factory):

@@ -11,6 +11,9 @@ from ensembles.verification import verify
 from training.encoders import load_encoder
 from training.predictions import PredictionStore
 
+# Writing to a loaded disk can take most of a minute.
+pytestmark = pytest.mark.timeout(240)
+
 
 @pytest.fixture(scope="module")
 def finished(recordings, tmp_path_factory):

@@ -29,6 +29,9 @@ from training.run import run
 from training.spec import InferenceConfig
 from training.step import GradientConfig, accumulate_gradients
 
+# Writing to a loaded disk can take most of a minute.
+pytestmark = pytest.mark.timeout(240)
+
 
 @pytest.fixture(scope="module")
 def trained(recordings, tmp_path_factory):

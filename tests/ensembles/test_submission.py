@@ -23,6 +23,9 @@ from ensembles.submission import (
 )
 from training.encoders import load_encoder
 
+# Writing to a loaded disk can take most of a minute.
+pytestmark = pytest.mark.timeout(240)
+
 
 @pytest.fixture(scope="module")
 def finished(recordings, tmp_path_factory):
