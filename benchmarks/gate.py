@@ -11,6 +11,7 @@ what the published pools show: members correlate at 0.82, the mean of 31 scores 
 """
 
 import argparse
+import logging
 import os
 import sys
 import tempfile
@@ -87,6 +88,8 @@ def main() -> None:
     parser.add_argument("--to", type=Path, help="where temporary folders are made")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    # What is dropped is counted; it need not be told each time.
+    logging.disable(logging.WARNING)
     console = Console(width=130)
     for name in args.pool or POOLS:
         results = []
@@ -157,7 +160,7 @@ def judge(folder: Path, kinds: list[Kind], name: str, replicate: int, num_neuron
     interval = jackknife(seen.score_sets([everyone], sets).pooled[:, 0])
     kept = np.isin(seen.members, choice.kept).astype(float)
     gain = (result["gain simplex, forced"] / 100 + 1) * base - fresh.score(kept).pooled
-    singles = [fresh.score(one).pooled for one in one_hot]
+    singles = fresh.score_sets(list(one_hot), np.ones((1, NUM_TEST_CLIPS), np.int64)).pooled[0]
     return result | {
         "open": float(choice.gate.is_open),
         "dropped": float(len(choice.broken)),
@@ -225,13 +228,15 @@ def simulator(
             ]
         )
         recording = SimulatedRecording(responses, num_repeats)
+        # All members' traces at once: drawing them one by one would take longer than everything else.
+        own = [traces(OWN_RANK * len(kinds)).reshape(len(kinds), OWN_RANK, -1) for _ in signals]
         store = PredictionStore(root=folder / "predictions")
         for place, kind in enumerate(kinds):
             predicted = []
             for clip in range(num_clips):
                 value = kind.gain * (signals[clip] + errors[clip])
                 value = value + np.sqrt(kind.common) * of_groups[clip][kind.group]
-                value = value + own_size[place] * own_of[place] @ traces(OWN_RANK)
+                value = value + own_size[place] * own_of[place] @ own[clip][place]
                 predicted += [kind.scale * value] * num_repeats
             write_member(store, recording, f"member-{place:02d}", predicted)
         members = [f"member-{place:02d}" for place in range(len(kinds))]

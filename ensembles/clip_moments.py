@@ -51,7 +51,10 @@ class PooledMoments:
     def with_members(self, weights: Float64[np.ndarray, " k"]) -> Float32[np.ndarray, "k n"]:
         """Return the weighted mean's covariance with each member."""
         num_members = self.num_members
-        flat = weights.astype(np.float32) @ self.covariance.reshape(num_members, -1)
+        used = np.flatnonzero(weights)
+        rows = self.covariance if 2 * len(used) > num_members else self.covariance[used]
+        factors = weights if len(rows) == num_members else weights[used]
+        flat = factors.astype(np.float32) @ rows.reshape(len(rows), -1)
         products: Float32[np.ndarray, "k n"] = flat.reshape(num_members, -1)
         return products
 

@@ -155,7 +155,8 @@ def _quadratic(
 ) -> Float64[np.ndarray, "w n"]:
     """Return ``w' S w`` of each weighting and neuron."""
     result = np.zeros((len(weights), clip.shape[1]))
-    for row, of_row in enumerate(index):
+    for row in np.flatnonzero(weights.any(axis=0)):
+        of_row = index[row]
         products = clip[of_row] if scales is None else clip[of_row] * scales * scales[row]
         result += weights[:, row, None] * (weights @ products)
     return result

@@ -12,6 +12,7 @@ import pytest
 from ensemble_pools import make_pool
 from rich.console import Console
 
+from ensembles.blending import BLENDS
 from ensembles.diagnostics import analyze, measure_ceilings
 from ensembles.evidence import METRICS
 from ensembles.gate import choose
@@ -19,6 +20,7 @@ from ensembles.report import print_report, write_report
 
 POOL = make_pool(neurons=(20, 30), num_members=6, videos=6, num_frames=100)
 GROUPS = dict(zip(POOL.members, ["a", "a", "a", "b", "b", "c"], strict=True))
+SMALL = {number: make_pool(num_members=number, videos=3, repeats=2) for number in (1, 2)}
 COSTS = dict(zip(POOL.members, [3.0, 1.0, 1.0, 1.0, 2.0, 2.0], strict=True))
 
 
@@ -211,3 +213,28 @@ def test_the_terminal_says_forced_and_broken(evidence):
     assert "forced" in text
     for broken in choice.broken:
         assert f"{broken.member} (broken)" in text
+
+
+@pytest.mark.parametrize("num_members", [1, 2])
+@pytest.mark.parametrize("blend", [None, *BLENDS])
+def test_the_smallest_pools_are_analyzed_too(gather_pool, tmp_path, num_members, blend):
+    evidence = gather_pool(SMALL[num_members])
+    choice = choose(evidence, blend=blend)
+    found = analyze(choice, choose_on=evidence, report_on=evidence, recordings=SMALL[num_members].recordings)
+    assert choice.weights.sum() == pytest.approx(1)
+    assert found.chosen.overall["single_trial"].value > 0
+    if blend is None:
+        assert write_report(found, tmp_path).is_file()
+
+
+def test_members_that_say_nothing_are_reported_too(gather_pool, tmp_path):
+    def flat(_, y, p):
+        return y, {member: np.full_like(values, 0.5) for member, values in p.items()}
+
+    evidence = gather_pool(make_pool(videos=3, num_members=3, alter=flat))
+    choice = choose(evidence)
+    found = analyze(choice, choose_on=evidence, report_on=evidence)
+    assert choice.blend == "mean"
+    assert found.chosen.overall["single_trial"].value == 0
+    assert found.num_constant == 12
+    assert "12 neurons never change and count as 0" in write_report(found, tmp_path).read_text()
