@@ -67,7 +67,9 @@ class Kind:
 POOLS: dict[str, list[Kind]] = {
     "equal31": [Kind()] * 31,
     "seeds14": [Kind(spread=0.5)] * 14,
-    "broken31": [Kind()] * 25 + [Kind(group="broken", gain=0.5, own=6.0)] * 6,
+    # Six that failed for one reason, and six that failed each for its own.
+    "broken31": [Kind()] * 25 + [Kind(group="broken", gain=0.4, common=2.0, own=2.0)] * 6,
+    "apart31": [Kind()] * 25 + [Kind(group="broken", gain=0.5, own=6.0)] * 6,
     "mixed31": [
         *[Kind(group="a", common=0.5, own=1.5)] * 14,
         *[Kind(group="b", common=0.3, gain=1.1, scale=0.6)] * 9,
