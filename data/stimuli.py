@@ -70,6 +70,7 @@ class Video:
         seed: the simulation's seed.
         num_frames: length of a natural clip; other classes have as many whole segments as fit best.
         spectrum_exponent: power of a natural clip falls with this power of spatial frequency.
+        speed: how many times faster than natural movies a natural clip changes.
     """
 
     video_id: str
@@ -80,6 +81,7 @@ class Video:
     num_frames: int
     spectrum_exponent: float = 2.95
     """Gives the measured log-log slope of power over 36 x 64 Fourier bins, -2.7 (all mice within 0.03)."""
+    speed: float = 1.0
 
     def generator(self, *purpose: int) -> np.random.Generator:
         """Make the generator of one purpose (0: cuts, 1 and a segment's number: that segment)."""
@@ -145,7 +147,9 @@ def draw_segment(
         return np.full((num_frames, *frame_shape), GREY, np.float32)
     generator = video.generator(1, segment)
     if video.stimulus is Stimulus.MOVIE:
-        return _natural_movie(num_frames, frame_shape, generator, exponent=video.spectrum_exponent)
+        return _natural_movie(
+            num_frames, frame_shape, generator, exponent=video.spectrum_exponent, speed=video.speed
+        )
     return DRAW[video.stimulus](num_frames, frame_shape, _condition(video, segment), generator)
 
 
@@ -225,7 +229,12 @@ _LOGNORMAL_SIGMA = 0.5
 
 
 def _natural_movie(
-    num_frames: int, frame_shape: FrameShape, generator: np.random.Generator, *, exponent: float = 2.95
+    num_frames: int,
+    frame_shape: FrameShape,
+    generator: np.random.Generator,
+    *,
+    exponent: float = 2.95,
+    speed: float = 1.0,
 ) -> Float[np.ndarray, "t h w"]:
     """Draw one shot: power-law noise that changes faster where it is finer, made skewed by an exponential.
 
@@ -242,7 +251,7 @@ def _natural_movie(
         num_frames,
         field,
         power=radius**-exponent,
-        bandwidth=0.004 + 0.25 * radius,
+        bandwidth=speed * (0.004 + 0.25 * radius),
         advance=None,
         generator=generator,
     )[:, : frame_shape[0], : frame_shape[1]]
