@@ -22,7 +22,6 @@ from hpo.figures.progress import draw_cost, draw_curves, draw_history, draw_rung
 from hpo.figures.style import styled, to_svg
 from hpo.importance import HEADINGS, Importances, cells, describe, importances, plain_rows
 from hpo.report_data import RunRecord, StudyRecord, cheapest_best, read_study, rung_ranks
-from hpo.summary import write_rows
 from training.names import flatten
 from training.results import Outcome
 
@@ -53,18 +52,31 @@ def write_report(study_folder: Path, out: Path | None = None) -> Path:
 
 def write_tables(study: StudyRecord, found: Importances, folder: Path) -> list[Path]:
     """Write runs, learning curves and importances as CSV."""
-    runs = folder / RUNS_FILE
-    new = runs.with_name(f".{RUNS_FILE}.{os.getpid()}")
-    write_rows(study.trials, new)
-    new.replace(runs)
-    curves = [[run.number, epoch, score] for run in study.runs for epoch, score in run.curve.items()]
-    rows = plain_rows(found)
-    columns = ["hyperparameter", "forest", "spread", "above_chance", "correlation", "optuna"]
-    return [
-        runs,
-        _write_csv(folder / CURVES_FILE, ["run", "epoch", "score"], curves),
-        _write_csv(folder / IMPORTANCES_FILE, columns, [[row[name] for name in columns] for row in rows]),
+    names = sorted({name for run in study.runs for name in run.params})
+    head = ["run", "outcome", "score", "epochs", "last_score", "seconds", "reason"]
+    runs = [
+        [
+            run.number,
+            run.outcome,
+            *_blank(run.score),
+            len(run.curve),
+            *_blank(run.last_score, run.seconds, run.reason),
+            *[run.params.get(name, "") for name in names],
+        ]
+        for run in study.runs
     ]
+    curves = [[run.number, epoch, score] for run in study.runs for epoch, score in run.curve.items()]
+    columns = ["hyperparameter", "forest", "spread", "above_chance", "correlation", "optuna"]
+    shares = [_blank(*[row[column] for column in columns]) for row in plain_rows(found)]
+    return [
+        _write_csv(folder / RUNS_FILE, [*head, *names], runs),
+        _write_csv(folder / CURVES_FILE, ["run", "epoch", "score"], curves),
+        _write_csv(folder / IMPORTANCES_FILE, columns, shares),
+    ]
+
+
+def _blank(*values: Any) -> list[Any]:
+    return ["" if value is None else value for value in values]
 
 
 def _write_csv(path: Path, heading: Sequence[str], rows: Iterable[Sequence[Any]]) -> Path:

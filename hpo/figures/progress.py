@@ -9,7 +9,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from hpo.figures.style import BLUE, GRAY, GREEN, ORANGE, RED, WIDTH, ink, rule, scores_map
+from hpo.figures.style import BLUE, GRAY, GREEN, ORANGE, RED, WIDTH, ink, legend_beside, rule, scores_map
 from hpo.report_data import (
     RunRecord,
     StudyRecord,
@@ -55,7 +55,7 @@ def draw_history(study: StudyRecord) -> Figure:
     _draw_scoreless(axes, study)
     axes.set(xlabel="run", ylabel=_LABEL)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    legend_beside(axes)
     return figure
 
 
@@ -108,7 +108,7 @@ def draw_curves(study: StudyRecord) -> Figure:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if study.rungs and len(study.rungs) <= 6:
         axes.plot([], [], color=GRAY, linestyle=":", label="runs are compared")
-    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    legend_beside(axes)
     return figure
 
 
@@ -158,7 +158,7 @@ def draw_cost(study: StudyRecord) -> Figure | None:
     if max(times) > 5 * min(times):
         axes.set_xscale("log")
     axes.set(xlabel="seconds of training", ylabel=_LABEL)
-    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    legend_beside(axes)
     return figure
 
 

@@ -67,6 +67,12 @@ def rule(axes: Axes, *, axis: str = "y") -> None:
     axes.set_axisbelow(True)
 
 
+def legend_beside(axes: Axes) -> None:
+    """Name what is drawn, to the right of it; nothing where nothing is."""
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+
+
 def to_svg(figure: Figure, *, name: str) -> str:
     """Return a figure as SVG to put into a page: no network, no second copy of an identifier.
 
@@ -76,7 +82,7 @@ def to_svg(figure: Figure, *, name: str) -> str:
     """
     buffer = io.StringIO()
     with mpl.rc_context(_SETTINGS | {"svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None}, bbox_inches="tight", pad_inches=0.05)
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
