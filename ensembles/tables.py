@@ -62,11 +62,12 @@ def verdict(analysis: Analysis) -> list[str]:
     used, pool = len(choice.used), len(choice.members)
     how = "because it was asked for (forced)" if choice.forced else "by the gate's decision"
     gain = analysis.gain["single_trial"]
+    elsewhere = f" ({analysis.chosen_on})" if analysis.protocol == "other_clips" else ""
     lines = [
         f"The ensemble is the blend '{choice.blend}' of {used} of {pool} members, {how}.",
         f"It scores {show(analysis.chosen.overall['single_trial'])} on single trials and "
         f"{show(analysis.chosen.overall['to_average'])} to average on {analysis.num_clips} clips of "
-        f"{analysis.reported_on}: {PROTOCOLS[analysis.protocol]}.",
+        f"{analysis.reported_on}: {PROTOCOLS[analysis.protocol]}{elsewhere}.",
     ]
     if choice.blend != "mean":
         lines.append(f"Its gain over the mean is {show(gain, sign=True)}.")
