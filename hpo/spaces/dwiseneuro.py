@@ -21,7 +21,7 @@ def suggest(ask: Ask, *, demo: bool = False) -> None:
     ask.number("model.drop_path", 0.0, 0.5)
     ask.number("optimizer.core_lr", 1e-4, 1e-2, log=True)
     ask.whole("loader.batch_size", 4, 16 if demo else 64, log=True)
-    ask.whole("model.expansion", 1, 4 if demo else 8)
+    ask.whole("model.expansion", 1, 8)
     ask.multiple("model.channels", (0.5, 1.0) if demo else (0.5, 0.75, 1.0, 1.5), step=4)
 
 

@@ -13,10 +13,10 @@ def suggest(ask: Ask, *, demo: bool = False) -> None:
         ask: answers by dotted name.
         demo: cap what makes a run slow, so that two cores train one in seconds.
     """
-    ask.whole("model.input_spatial_kernel", 3, 9 if demo else 15, step=2)
+    ask.whole("model.input_spatial_kernel", 3, 11 if demo else 15, step=2)
     ask.whole("model.hidden_spatial_kernel", 3, 5 if demo else 9, step=2)
-    ask.whole("model.input_temporal_kernel", 3, 11 if demo else 21, step=2)
-    ask.whole("model.hidden_temporal_kernel", 3, 7 if demo else 11, step=2)
+    ask.whole("model.input_temporal_kernel", 3, 21, step=2)
+    ask.whole("model.hidden_temporal_kernel", 1, 7 if demo else 11, step=2)
     ask.multiple("model.channels", (0.5, 1.0) if demo else (0.5, 1.0, 1.5, 2.0))
     ask.number("model.spatial_smoothness", 1e-2, 1e3, log=True)
     ask.number("model.temporal_smoothness", 1e-5, 1.0, log=True)

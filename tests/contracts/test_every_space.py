@@ -20,7 +20,7 @@ from training.recipes import recipe
 SCALES = ("full", "demo")
 EVERY = [(name, scale) for name in sorted(SPACES) for scale in SCALES]
 NUM_SAMPLED = {"full": 500, "demo": 100}
-FRAMES = {"full": (36, 64), "demo": (18, 32)}
+FRAMES = {"full": (36, 64), "demo": (16, 16)}
 """Rows and columns of the data set's videos and of the demo recordings'."""
 
 # Turishcheva et al. 2024, arXiv:2407.09100, Table 3: "uniform, min, max, step" and the final value.

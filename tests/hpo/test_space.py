@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import optuna
 import pytest
 
@@ -137,3 +139,16 @@ def test_the_ranges_around_a_run_say_what_lies_outside():
     }
     assert known.outside == {"optimizer.core_lr"}
     assert "optimizer.core_lr" not in plan_space("vivit", suggest, base, Bounds()).published
+
+
+def test_the_example_in_the_docs_asks_for_what_it_says():
+    text = (Path(__file__).parents[2] / "docs" / "adding-spaces.md").read_text()
+    code = text.split("```python\n")[1].split("```")[0]
+    example = {}
+    exec(code, example)
+    known = {"model.channels": 8, "model.kernel": 5, "optimizer.core_lr": 0.005, "loader.batch_size": 8}
+    for name in ("suggest", "suggest_demo"):
+        asked = Known(known)
+        example[name](Ask(asked))
+        assert asked.ranges.keys() == known.keys()
+        assert asked.outside == set()
