@@ -5,6 +5,7 @@ Tune's searcher asks the driver, its scheduler passes every report to the driver
 
 import json
 import logging
+import os
 import platform
 import shutil
 import time
@@ -55,6 +56,9 @@ def run_on_tune(
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
         # Tune's scheduler is not told of processes that die and are replaced.
         logging.getLogger("ray.train").setLevel(logging.CRITICAL)
+    # As many may wait for a process as there are slots: with one at a time, 64 processes start one after the
+    # other, and an autoscaler that sees a single run waiting adds a single machine.
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(config.slots)
     scratch = driver.study.folder / "ray"
     shutil.rmtree(scratch, ignore_errors=True)
     in_groups = config.lane == "train"

@@ -85,7 +85,8 @@ class PretendHosts:
         self.home = Path.home()
         # What must be seen in spite of the hidden folders: this Python and the project.
         self.keep = sorted({sys.prefix, sys.base_prefix, str(Path(__file__).parents[1])})
-        self.variables = {"PATH": _search_path(), "RAY_USAGE_STATS_ENABLED": "0", **self.environment}
+        # The copy of the project that was shipped to a machine, not the one that is installed here.
+        self.variables = {"PATH": _search_path(), "PYTHONPATH": f"{self.home}/striate", **self.environment}
         self.leaders: dict[str, subprocess.Popen] = {}
 
     def address(self, name):
