@@ -192,10 +192,10 @@ class Study:
         # A run that has trained all its epochs is not stopped any more: it has finished.
         if report.epoch >= self.space.base.epochs:
             return False
-        optuna_trial = self.trial(number)
-        if number in self._undecided:
-            # A driver may have died between the epoch and what it would have decided.
-            optuna_trial = undecided(optuna_trial, self.name, self.pruning)
+        if number not in self._undecided:
+            return self._live[number].should_prune()
+        # A driver may have died between the epoch and what it would have decided.
+        optuna_trial = undecided(self.trial(number), self.name, self.pruning)
         return self._pruner.prune(self._study, optuna_trial)
 
     def tell(self, number: int, result: RunResult) -> None:
