@@ -24,10 +24,10 @@ from ensembles.manifest import MANIFEST_FILE, ManifestError
 from ensembles.members import Member, MemberResult
 from ensembles.mirror import EXPERIMENT, BuildMirror
 from ensembles.plan import BuildPlan, make_plan, plan_cluster
+from ensembles.report_tables import print_report
 from ensembles.soup import make_soup
 from ensembles.stability import stability_table
 from ensembles.submission import Submission, require_withheld, submit
-from ensembles.tables import print_report
 from ensembles.verification import verify
 from models.cost import estimate_cost
 from training.results import EpochReport

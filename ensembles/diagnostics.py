@@ -23,7 +23,7 @@ from ensembles.clip_moments import ClipMoments, PooledMoments, guarded_ratio
 from ensembles.evidence import METRICS, Evidence, Metric, Weights
 from ensembles.gate import Choice
 from ensembles.intervals import Interval, jackknife, leave_one_out_sets
-from ensembles.responses import OfficialResponses
+from ensembles.official_responses import OfficialResponses
 from training.ceiling import Ceiling, CeilingAccumulator
 from training.scored_frames import LAST_FRAME, ScoreError
 

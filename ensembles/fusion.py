@@ -9,7 +9,7 @@ from jaxtyping import Float, Float32, Float64
 from data.folds import select_trials
 from data.recording import Recording, Tier, Trial
 from ensembles.gate import Choice
-from ensembles.responses import OfficialResponses
+from ensembles.official_responses import OfficialResponses
 from training.encoders import TrainedEncoder
 from training.inference import TrialPrediction, predict_tier
 from training.metrics import Score, ScoreAccumulator, combine, count_repeats

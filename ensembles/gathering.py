@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float32, Float64
 from torch import Tensor
 
 from ensembles.clips import ScoredTrial, SessionPlan
+from ensembles.official_responses import OfficialResponses
 from ensembles.packed_moments import MomentSum, num_values
-from ensembles.responses import OfficialResponses
 from training.prediction_info import PredictionError
 
 TILE = 128

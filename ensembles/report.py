@@ -20,7 +20,7 @@ from ensembles.figures import (
     draw_stimuli,
     to_svg,
 )
-from ensembles.tables import TextTable, member_rows, print_report, score_rows, text_tables, verdict
+from ensembles.report_tables import TextTable, member_rows, print_report, score_rows, text_tables, verdict
 
 __all__ = ["print_report", "write_report"]
 
