@@ -96,7 +96,8 @@ def draw_cells(
         directionality=generator.beta(1.2, 1.8, n),
         is_complex=generator.random(n) < complex_share,
         events_per_second=events_per_second * np.exp(0.25 * generator.standard_normal(n)),
-        scale=27 * np.exp(0.65 * generator.standard_normal(n)),
+        # However often cells fire, the mean response is that of the data set.
+        scale=27 * (0.62 / events_per_second) * np.exp(0.65 * generator.standard_normal(n)),
         modulation=modulation,
     )
 
