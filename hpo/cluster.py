@@ -17,7 +17,7 @@ from training.nodes import StorageError, require_shared
 
 logger = logging.getLogger(__name__)
 
-_MAX_RESTARTS = 5
+_MAX_RESTARTS, _MAX_STARTS = 5, 3
 
 _ENVIRONMENT = {
     # Ray's memory monitor kills several workers at once, innocent ones, too. Every worker watches its own
@@ -184,15 +184,24 @@ def start_ray(config: ClusterConfig) -> bool:
     if config.address is not None:
         ray.init(address=config.address, **quiet)
         return True
-    ray.init(
-        address="local",
-        # Resources are counted, not measured: as many as the slots need, however few cores there are.
-        num_cpus=max(os.cpu_count() or 1, int(-(-config.cpus // 1))),
-        include_dashboard=config.dashboard,
-        object_store_memory=config.object_store_bytes,
-        **quiet,
-    )
-    return True
+    cpus = max(os.cpu_count() or 1, int(-(-config.cpus // 1)))
+    for attempt in range(1, _MAX_STARTS + 1):
+        try:
+            ray.init(
+                address="local",
+                # Resources are counted, not measured: as many as the slots need, however few cores there are.
+                num_cpus=cpus,
+                include_dashboard=config.dashboard,
+                object_store_memory=config.object_store_bytes,
+                **quiet,
+            )
+            return True
+        except Exception as error:
+            # Ray gives its own processes 30 s to start, which a busy machine may need longer for. That error
+            # has no class of its own.
+            ray.shutdown()
+            logger.warning("Ray did not start (%s), attempt %d of %d", error, attempt, _MAX_STARTS)
+    raise StudyError(f"Ray did not start {_MAX_STARTS} times: is the machine overloaded, or the disk full?")
 
 
 def survive_memory_monitor() -> None:

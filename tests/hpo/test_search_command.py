@@ -51,7 +51,7 @@ class Search:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 def test_a_search_interrupted_in_every_way_ends_as_if_it_had_not_been(recordings, tmp_path):
     search = Search(recordings, tmp_path)
 
