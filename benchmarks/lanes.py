@@ -1,0 +1,212 @@
+"""What it costs to have runs executed for you: each lane of a search beside a plain Optuna loop.
+
+    python benchmarks/lanes.py                     # a few minutes
+    python benchmarks/lanes.py --lanes actors      # one lane beside the two loops in this process
+
+The same tiny training is made in every way, in short runs and in long ones. A line through both gives seconds
+per run and per epoch; what a lane has more than the plain loop is its overhead. Starting (the group of
+workers of the warm lane, for one) is counted apart: what one run takes, less a run and its epochs.
+"""
+
+import argparse
+import logging
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import get_args
+
+# This folder is first on the path of a script, and models.py in it would be found in place of the package.
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import optuna  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.table import Table  # noqa: E402
+
+from data.experiment import SimulationConfig  # noqa: E402
+from data.recording import Recording  # noqa: E402
+from data.simulation import simulate  # noqa: E402
+from data.sources import open_recordings  # noqa: E402
+from hpo.cluster import ClusterConfig, run_on_ray, start_ray  # noqa: E402
+from hpo.driver import Driver, Limits  # noqa: E402
+from hpo.lanes import Lane  # noqa: E402
+from hpo.objective import make_objective  # noqa: E402
+from hpo.pruning import PruningConfig  # noqa: E402
+from hpo.space import Ask, Bounds, plan_space  # noqa: E402
+from hpo.study import Study  # noqa: E402
+from training.names import with_values  # noqa: E402
+from training.recipes import recipe  # noqa: E402
+from training.spec import RunSpec  # noqa: E402
+
+Way = Callable[[int, int, Path], None]
+"""Makes so many runs of so many epochs in a folder."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spent:
+    """Seconds of one way.
+
+    Attributes:
+        start: before the first run.
+        run: of a run without its epochs.
+        epoch: of an epoch, training included.
+    """
+
+    start: float
+    run: float
+    epoch: float
+
+
+def tiny_run(epochs: int) -> RunSpec:
+    """Return a training of milliseconds per epoch."""
+    spec = recipe("factorized", scale="demo")
+    return with_values(
+        spec,
+        {
+            "model.channels": (4,),
+            "loader.clip_frames": 40,
+            "loader.batch_size": 8,
+            "loader.clips_per_session": 8,
+            "epochs": epochs,
+        },
+    )
+
+
+def suggest(ask: Ask) -> None:
+    """Ask for two rates, so that runs differ."""
+    ask.number("optimizer.core_lr", 1e-4, 1e-2, log=True)
+    ask.number("model.spatial_smoothness", 1e-2, 1e2, log=True)
+
+
+def plain_loop(recordings: list[Recording]) -> Way:
+    """Return Optuna's own loop, with its storage in a file, around the training."""
+
+    def search(runs: int, epochs: int, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        train = make_objective(ClusterConfig(), recordings, select_on="holdout")
+        base = tiny_run(epochs)
+        study = optuna.create_study(storage=f"sqlite:///{folder / 'study.db'}", direction="maximize")
+
+        def objective(trial: optuna.Trial) -> float:
+            ask = Ask(trial)
+            suggest(ask)
+
+            def on_epoch(report: object) -> bool:
+                trial.report(report.score, report.epoch)  # type: ignore[attr-defined]
+                return True
+
+            result = train(with_values(base, ask.values), folder / str(trial.number), on_epoch)
+            assert result.score is not None, result.error
+            return result.score
+
+        study.optimize(objective, n_trials=runs)
+
+    return search
+
+
+def driven(recordings: list[Recording], lane: Lane | None) -> Way:
+    """Return a search of ours: in this process, or on a Ray that runs already."""
+
+    def search(runs: int, epochs: int, folder: Path) -> None:
+        plan = plan_space("factorized", suggest, tiny_run(epochs), Bounds())
+        study = Study(
+            folder,
+            plan.space,
+            bounds=Bounds(),
+            pruning=PruningConfig(pruner="none", max_epochs=epochs),
+            seed=0,
+            identity={},
+        )
+        driver = Driver(study, Limits(runs=runs))
+        config = ClusterConfig(slots=1, lane=lane or "actors")
+        objective = make_objective(config, recordings, select_on="holdout")
+        try:
+            if lane is None:
+                driver.run_here(objective)
+            else:
+                run_on_ray(driver, objective, config)
+            assert all(trial.state.name == "COMPLETE" for trial in study.trials()), study.trials()[-1]
+        finally:
+            study.close()
+
+    return search
+
+
+def measure(way: Way, folder: Path, *, runs: int, short: int, long: int) -> Spent:
+    """Time searches of one short run, of several short and of several long ones."""
+
+    def seconds(name: str, runs: int, epochs: int) -> float:
+        began = time.perf_counter()
+        way(runs, epochs, folder / name)
+        return time.perf_counter() - began
+
+    # What is imported and compiled once is no overhead of anybody's.
+    seconds("first", 1, short)
+    one, several, longer = (
+        seconds("one", 1, short),
+        seconds("several", runs, short),
+        seconds("long", runs, long),
+    )
+    epoch = (longer - several) / (runs * (long - short))
+    run = (several - one) / (runs - 1) - short * epoch
+    return Spent(start=one - run - short * epoch, run=run, epoch=epoch)
+
+
+def main() -> None:
+    """Measure every way and print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--lanes", nargs="+", choices=get_args(Lane), default=list(get_args(Lane)))
+    parser.add_argument(
+        "--runs", type=int, default=8, help="runs of a search; a third of them in the train lane"
+    )
+    parser.add_argument("--short", type=int, default=2, help="epochs of a short run")
+    parser.add_argument("--long", type=int, default=12, help="epochs of a long run")
+    parsed = parser.parse_args()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    logging.basicConfig(level=logging.ERROR)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        config = replace(SimulationConfig.for_scale("demo"), mice=1, neurons=50, train_clips=24)
+        recordings = open_recordings(simulate(folder / "raw", config), cache=folder / "cache")
+        epochs = {"short": parsed.short, "long": parsed.long}
+        spent = {
+            "plain Optuna loop": measure(
+                plain_loop(recordings), folder / "plain", runs=parsed.runs, **epochs
+            ),
+            "our driver, this process": measure(
+                driven(recordings, None), folder / "here", runs=parsed.runs, **epochs
+            ),
+        }
+        if parsed.lanes:
+            start_ray(ClusterConfig())
+        for lane in parsed.lanes:
+            runs = max(parsed.runs // 3, 2) if lane == "train" else parsed.runs
+            spent[f"lane {lane}"] = measure(driven(recordings, lane), folder / lane, runs=runs, **epochs)
+    Console(width=110).print(overhead_table(spent))
+
+
+def overhead_table(spent: dict[str, Spent]) -> Table:
+    """Return what every way takes, and what it takes more than the plain loop."""
+    table = Table(title="seconds; overhead is what is above the plain Optuna loop", title_justify="left")
+    columns = ("way", "start", "per run", "per epoch", "overhead per run", "overhead per report")
+    for column in columns:
+        table.add_column(column, justify="left" if column == "way" else "right")
+    plain = next(iter(spent.values()))
+    for name, each in spent.items():
+        table.add_row(
+            name,
+            f"{each.start:.2f}",
+            f"{each.run:.3f}",
+            f"{each.epoch:.3f}",
+            f"{each.run - plain.run:.3f}",
+            f"{each.epoch - plain.epoch:.3f}",
+        )
+    return table
+
+
+if __name__ == "__main__":
+    main()
