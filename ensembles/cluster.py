@@ -6,6 +6,7 @@ another goes on from the member's folder.
 """
 
 import logging
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -13,12 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ensembles.identity import BuildError
 from ensembles.members import MemberJob, MemberResult, OnEpoch, make_member
 from training.results import EpochReport, Outcome, RunResult
 
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.2
+_MAX_STARTS = 3
 _ENVIRONMENT = {
     # Ray's memory monitor kills several workers at once, innocent ones, too (Ray 2.60).
     "RAY_memory_monitor_refresh_ms": "0",
@@ -102,15 +105,32 @@ def _start_ray(config: ClusterConfig) -> None:
     if config.address is not None:
         ray.init(address=config.address, **quiet)
         return
+    for attempt in range(_MAX_STARTS):
+        try:
+            ray.init(
+                # Resources are counted, not measured: as many as the slots need, however few cores there are.
+                address="local",
+                num_cpus=_num_cpus(config),
+                include_dashboard=False,
+                object_store_memory=config.object_store_bytes,
+                **quiet,
+            )
+            return
+        except Exception as error:
+            # Ray gives its own processes 30 s to start; on a loaded machine that is not always enough, and
+            # what it raises then has no type of its own.
+            ray.shutdown()
+            if attempt + 1 == _MAX_STARTS:
+                raise BuildError(
+                    f"Ray did not start in {_MAX_STARTS} attempts ({error}); try again when the machine is "
+                    "less busy, or give --address of a running cluster"
+                ) from error
+            logger.warning("Ray did not start, trying again: %s", error)
+
+
+def _num_cpus(config: ClusterConfig) -> int:
     processes = config.slots if config.workers == 1 else config.workers
-    ray.init(
-        # Resources are counted, not measured: as many as the slots need, however few cores there are.
-        address="local",
-        num_cpus=max(os.cpu_count() or 1, int(-(-processes * config.cpus_per_member // 1))),
-        include_dashboard=False,
-        object_store_memory=config.object_store_bytes,
-        **quiet,
-    )
+    return max(os.cpu_count() or 1, math.ceil(processes * config.cpus_per_member))
 
 
 class _Maker:
