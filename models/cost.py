@@ -146,8 +146,10 @@ class _Trace(TorchDispatchMode):
         for tensor in tree_leaves(result):
             if isinstance(tensor, Tensor):
                 self._see(tensor)
+        hidden = _transform_bytes(func, args, result=result)
         if not self._has_half_convolutions:
-            self.peak_bytes = max(self.peak_bytes, self._bytes + _columns_bytes(func, args, result=result))
+            hidden += _columns_bytes(func, args, result=result)
+        self.peak_bytes = max(self.peak_bytes, self._bytes + hidden)
         self.flops += round(self._shortening.times * _flops(func, args, kwargs, result=result))
         return result
 
@@ -164,6 +166,17 @@ class _Trace(TorchDispatchMode):
     def _forget(self, key: int, num_bytes: int) -> None:
         self._alive.discard(key)
         self._bytes -= num_bytes
+
+
+def _transform_bytes(func: Any, args: tuple[Any, ...], *, result: Any) -> int:
+    """Return what an inverse Fourier transform of several axes takes while its result is not there yet.
+
+    It transforms all axes but the last into a copy, from another one in a different order.
+    """
+    if func.overloadpacket is not torch.ops.aten._fft_c2r or len(args[1]) < 2:
+        return 0
+    copies = 2 * int(args[0].numel()) * int(args[0].element_size())
+    return max(copies - int(result.numel()) * int(result.element_size()), 0)
 
 
 def _columns_bytes(func: Any, args: tuple[Any, ...], *, result: Any) -> int:

@@ -1,12 +1,11 @@
 """Time and memory of one model in a process of its own, so that the peak is the model's.
 
 ``benchmarks/models.py`` asks for measurements; ``python -m benchmarks.straightforward.measurement REQUEST``
-makes one and prints it as JSON.
+makes them, one for every line of its input, and prints them as JSON.
 """
 
 import json
 import resource
-import statistics
 import subprocess
 import sys
 import time
@@ -40,7 +39,6 @@ class Request:
         plain: measure the straightforward implementation.
         num_clips: clips of a batch.
         num_neurons: neurons of the one session.
-        repeats: how often, after one time that does not count.
         threads: threads of torch.
     """
 
@@ -49,25 +47,22 @@ class Request:
     plain: bool
     num_clips: int
     num_neurons: int
-    repeats: int
     threads: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Measurement:
-    """Medians of one request.
+class Step:
+    """One go at a task.
 
     Attributes:
         wall_seconds: on the clock.
         cpu_seconds: of all threads together.
-        peak_gib: most memory the process ever held, with interpreter, libraries and optimizer state.
-        matmul_gflops: rate of a matrix product of 2048 x 2048, before and after.
+        matmul_rate: GFLOP that a product of two 2048 x 2048 matrices does per CPU second, just before.
     """
 
     wall_seconds: float
     cpu_seconds: float
-    peak_gib: float
-    matmul_gflops: float
+    matmul_rate: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,41 +78,79 @@ class Comparison:
     deviation: float
 
 
-def ask(request: Request) -> dict[str, float]:
-    """Measure in a fresh process."""
-    command = [sys.executable, "-m", "benchmarks.straightforward.measurement", json.dumps(asdict(request))]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        reason = done.stderr.strip() or "killed, probably for want of memory: choose a smaller --batch"
-        raise RuntimeError(
-            f"measuring {request.family} ({request.task}) ended with {done.returncode}: {reason}"
+class Worker:
+    """A process of its own that does a task whenever it is asked to; it has done it once when it is ready.
+
+    Attributes:
+        first: what it said when it was ready: the comparison, where that is the task.
+
+    Two of them, asked in turn, see the same load of the machine, and each one's peak of memory is its own.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.straightforward.measurement",
+            json.dumps(asdict(request)),
+        ]
+        self._process = subprocess.Popen(
+            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-    answer: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return answer
+        self.first = self._answer()
+
+    def step(self) -> Step:
+        """Do the task once more."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return Step(**self._answer())
+
+    def finish(self) -> float:
+        """End the process; return the most GiB it ever held, with interpreter, libraries and optimizer."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        peak = self._answer()["peak_gib"]
+        self._process.wait()
+        return peak
+
+    def _answer(self) -> dict[str, float]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(
+                f"measuring {self._request.family} ({self._request.task}) ended with {self._process.wait()}, "
+                "probably for want of memory: choose a smaller --batch"
+            )
+        answer: dict[str, float] = json.loads(line)
+        return answer
 
 
-def measure(request: Request) -> Measurement:
-    """Measure here."""
-    rates = [matmul_gflops()]
+def ask(request: Request) -> dict[str, float]:
+    """Compare in a fresh process."""
+    return Worker(request).first
+
+
+def serve(request: Request) -> None:
+    """Do the task once, then once for every line of input; at its end, tell the peak of memory."""
     encoder = _build(request)
     model = STRAIGHTFORWARD[request.family](encoder) if request.plain else encoder
     clip, responses = _data(request, encoder)
     task = _training_step(model, clip, responses) if request.task == "train" else _prediction(model, clip)
     task()
-    walls, cpus = [], []
-    for _ in range(request.repeats):
+    _tell({})
+    for _ in sys.stdin:
+        rate = matmul_rate()
         wall, cpu = time.perf_counter(), time.process_time()
         task()
-        walls.append(time.perf_counter() - wall)
-        cpus.append(time.process_time() - cpu)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    rates.append(matmul_gflops())
-    return Measurement(
-        wall_seconds=statistics.median(walls),
-        cpu_seconds=statistics.median(cpus),
-        peak_gib=peak / GIBIBYTE,
-        matmul_gflops=statistics.median(rates),
-    )
+        step = Step(
+            wall_seconds=time.perf_counter() - wall,
+            cpu_seconds=time.process_time() - cpu,
+            matmul_rate=rate,
+        )
+        _tell(asdict(step))
+    _tell({"peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIBIBYTE})
 
 
 def compare(request: Request) -> Comparison:
@@ -133,14 +166,14 @@ def compare(request: Request) -> Comparison:
     return Comparison(gflop=counter.get_total_flops() / 1e9, deviation=deviation.item())
 
 
-def matmul_gflops(size: int = 2048) -> float:
-    """Return the rate of a square matrix product, the best of five."""
+def matmul_rate(size: int = 2048) -> float:
+    """Return GFLOP per CPU second of a square matrix product, the best of three."""
     a, b = torch.randn(size, size), torch.randn(size, size)
     seconds = []
-    for _ in range(5):
-        start = time.perf_counter()
+    for _ in range(3):
+        start = time.process_time()
         a @ b
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     return 2 * size**3 / min(seconds) / 1e9
 
 
@@ -191,10 +224,14 @@ def _prediction(model: nn.Module, clip: tuple[Tensor, ...]) -> Callable[[], None
     return predict
 
 
-def _answer(request: Request) -> None:
-    result = compare(request) if request.task == "compare" else measure(request)
-    sys.stdout.write(json.dumps(asdict(result)) + "\n")
+def _tell(answer: dict[str, float]) -> None:
+    sys.stdout.write(json.dumps(answer) + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":
-    _answer(Request(**json.loads(sys.argv[1])))
+    asked = Request(**json.loads(sys.argv[1]))
+    if asked.task == "compare":
+        _tell(asdict(compare(asked)))
+    else:
+        serve(asked)

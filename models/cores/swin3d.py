@@ -15,6 +15,7 @@ from models.attention import biased_attention
 from models.depthwise3d import gated_depthwise3d
 from models.drop_path import DropPath
 from models.encoder import Core
+from models.eval_cache import EvalCache
 from models.pointwise import pointwise
 from models.transformer import initialize_linear
 from models.windows3d import WindowGroup, WindowLayout
@@ -90,25 +91,34 @@ class WindowAttention(nn.Module):
         offsets = math.prod(2 * size - 1 for size in config.window)
         self.position_bias = nn.Parameter(torch.empty(offsets, config.num_heads))
         nn.init.trunc_normal_(self.position_bias, std=0.02)
+        self.cache = EvalCache()
 
     def forward(self, tokens: Float[Tensor, "b t h w d"], layout: WindowLayout) -> Float[Tensor, "b t h w d"]:
         """Mix the tokens of each window."""
         grid = tokens.shape[1:4]
         projected = pointwise(tokens, self.qkv.weight, self.qkv.bias)
         qkv = rearrange(projected, "b t h w d -> b (t h w) d").index_select(1, layout.order)
-        table = rearrange(self.position_bias, "offset head -> head offset")
+        # The layout is the same in every call: it belongs to the core.
+        biases = self.cache.get((self.position_bias,), lambda: self._biases(layout))
         attended = torch.cat(
             [
-                self._attend(part, group, table)
-                for part, group in zip(qkv.split(layout.sizes, dim=1), layout.groups, strict=True)
+                self._attend(part, group, bias)
+                for part, group, bias in zip(
+                    qkv.split(layout.sizes, dim=1), layout.groups, biases, strict=True
+                )
             ],
             dim=1,
         )
         attended = attended.index_select(1, layout.places).unflatten(1, grid)
         return pointwise(attended, self.output.weight, self.output.bias)
 
+    def _biases(self, layout: WindowLayout) -> list[Float[Tensor, "heads l keys"]]:
+        """Return the bias of each group of windows."""
+        table = rearrange(self.position_bias, "offset head -> head offset").contiguous()
+        return [group.bias(table) for group in layout.groups if isinstance(group, WindowGroup)]
+
     def _attend(
-        self, qkv: Float[Tensor, "b tokens d3"], group: nn.Module, table: Float[Tensor, "heads offsets"]
+        self, qkv: Float[Tensor, "b tokens d3"], group: nn.Module, bias: Float[Tensor, "heads l keys"]
     ) -> Float[Tensor, "b tokens d"]:
         assert isinstance(group, WindowGroup)
         query, key, value = rearrange(
@@ -127,7 +137,7 @@ class WindowAttention(nn.Module):
             ).unbind()
             key = torch.cat([key, pad_key.expand(len(key), -1, -1, -1)], dim=2)
             value = torch.cat([value, pad_value.expand(len(value), -1, -1, -1)], dim=2)
-        attended = biased_attention(query, key, value, bias=group.bias(table))
+        attended = biased_attention(query, key, value, bias=bias)
         joined: Tensor = rearrange(
             attended, "(b windows) head l d -> b (windows l) (head d)", windows=group.num_windows
         )
