@@ -11,7 +11,6 @@ what would take hours is measured on some candidates and neurons and multiplied.
 import argparse
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -130,6 +129,7 @@ def compare(folder: Path, args: argparse.Namespace) -> None:
         f"(of it {measured['before_mb']:,.0f} MB before it began); "
         f"statistics are {measured['size_mb']:,.0f} MB, predictions {measured['read_mb']:,.0f} MB."
     )
+    console.print(f"Load of the machine: {', '.join(f'{load:.0f}' for load in os.getloadavg())}.")
     console.print(
         f"Score of the mean: plain {plain_score:.8f}, from statistics {exact:.8f}, "
         f"difference {abs(plain_score - exact):.1e}."
@@ -146,17 +146,23 @@ def time_pass(folder: Path, args: argparse.Namespace) -> dict[str, float]:
             while chunk := len(file.read(2**22)):
                 read += chunk
     recording = simulated_recording(folder, args)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    before = peak_memory_mb()
     start, wall = time.process_time(), time.perf_counter()
     gather(store, members, [recording], tier=TIER, folder=folder / "evidence", threads=args.threads)
     return {
         "cpu": time.process_time() - start,
         "wall": time.perf_counter() - wall,
         "before_mb": before,
-        "rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "rss_mb": peak_memory_mb(),
         "size_mb": sum(path.stat().st_size for path in (folder / "evidence").rglob("*.npy")) / 2**20,
         "read_mb": read / 2**20,
     }
+
+
+def peak_memory_mb() -> float:
+    """Return the peak memory of this program; getrusage would count the process that started it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
 
 
 def cpu(work: Callable[[], Result]) -> tuple[float, Result]:
