@@ -118,6 +118,8 @@ def simulated_machines(slots: int, machines: int) -> Iterator[None]:
     from ray.cluster_utils import Cluster
 
     os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")
+    # On a machine that others use, Ray would put its workers last.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     cluster = Cluster(
         initialize_head=True,
         head_node_args={"num_cpus": 0, "include_dashboard": False, "object_store_memory": 100_000_000},

@@ -16,6 +16,8 @@ FAST_HEALTH_CHECKS = {
     "RAY_health_check_failure_threshold": "4",
     "RAY_health_check_timeout_ms": "2000",
     "RAY_health_check_initial_delay_ms": "2000",
+    # Workers that train are as important here as everything else on the machine that pretends.
+    "RAY_worker_niceness": "0",
 }
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from pathlib import Path
 
 import pytest
 from hpo_search import EPOCHS, open_study
@@ -15,7 +16,7 @@ from training.nodes import StorageError, read_markers, require_shared, write_mar
 
 pytestmark = [
     pytest.mark.ray,
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(900),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
@@ -32,6 +33,9 @@ def machines(monkeypatch):
     for name, value in {"period_ms": 1000, "failure_threshold": 4, "timeout_ms": 2000}.items():
         monkeypatch.setenv(f"RAY_health_check_{name}", str(value))
     monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "0")
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+    # Workers import the runs from where the tests are.
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
     cluster = Cluster(
         initialize_head=True,
         head_node_args={"num_cpus": 0, "include_dashboard": False, "object_store_memory": 80_000_000},
