@@ -277,7 +277,7 @@ def test_demo_recipes_keep_the_family_and_what_is_not_listed(family):
     changed = {name for name in before if before[name] != after[name]}
     assert changed == {name for name, value in DEMO[full.family].items() if before[name] != value}
     # What makes a system itself is not a matter of scale.
-    assert not {name for name in changed if name.startswith(("loss.", "cutmix.", "distillation."))}
+    assert not {name for name in changed if name.startswith(("loss.", "distillation."))}
     assert from_plain(to_plain(small)) == small
 
 
