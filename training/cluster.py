@@ -28,10 +28,10 @@ for _name, _value in _SETTINGS.items():
 import ray  # noqa: E402 - after its settings
 import ray.train  # noqa: E402
 from ray.train.torch import TorchTrainer  # noqa: E402
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
 
 from data.sources import open_recordings  # noqa: E402
 from training.material import SelectOn  # noqa: E402
+from training.nodes import require_shared  # noqa: E402
 from training.ranks import Ranks  # noqa: E402
 from training.results import EpochReport, Outcome, RunResult  # noqa: E402
 from training.run import run  # noqa: E402
@@ -96,6 +96,8 @@ def train_on_cluster(
 ) -> RunResult:
     """Train a run on the workers of a Ray cluster; what ``training.run.run`` does on one process.
 
+    Lost workers are waited for until the cluster can replace them; Ray Train has no limit for that.
+
     Args:
         spec: what to run.
         sources: paths of the recordings, the same on every machine.
@@ -110,14 +112,15 @@ def train_on_cluster(
         select_on: what scores of epochs look at.
 
     Raises:
-        ValueError: there are fewer than one worker, or a machine does not reach the folder.
+        ValueError: there are fewer than one worker, this machine alone has too little for them, or a machine
+            does not reach the folder.
     """
     if workers < 1:
         raise ValueError(f"workers is {workers}, but must be at least 1")
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     _connect()
-    _require_reachable([folder, *(source.resolve() for source in sources)])
+    require_shared(folder, sources)
     _require_resources(workers, cpus=cpus_per_worker, gpus=gpus_per_worker)
     mailbox = ray.remote(num_cpus=0)(_Mailbox).remote()
     job = _Job(
@@ -224,37 +227,6 @@ def _connect() -> None:
     """Join the cluster that ``RAY_ADDRESS`` names, or start one of this machine alone."""
     if not ray.is_initialized():
         ray.init(logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
-
-
-def _require_reachable(paths: Sequence[Path]) -> None:
-    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
-    if len(nodes) == 1:
-        return
-    marker = paths[0] / ".reachable"
-    marker.write_text(os.uname().nodename)
-    wanted = [str(marker), *(str(path) for path in paths[1:])]
-    look = ray.remote(num_cpus=0)(_missing)
-    try:
-        answers = ray.get(
-            [
-                look.options(
-                    scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=node, soft=False)
-                ).remote(wanted)
-                for node in nodes
-            ]
-        )
-    finally:
-        marker.unlink()
-    for machine, missing in answers:
-        if missing:
-            raise ValueError(
-                f"machine {machine} does not see {', '.join(missing)}, but every machine must: "
-                "use shared storage for runs and recordings"
-            )
-
-
-def _missing(paths: Sequence[str]) -> tuple[str, list[str]]:
-    return os.uname().nodename, [path for path in paths if not Path(path).exists()]
 
 
 def _require_resources(workers: int, *, cpus: int, gpus: int) -> None:
