@@ -8,13 +8,14 @@ from pathlib import Path
 
 from rich.console import Console
 
+from data.given import given_recordings
 from data.recording import Recording
 from hpo.confirmation import confirmation_folder, confirmed, open_confirmation
 from hpo.driver import Driver, Limits
 from hpo.dry_run import show_plan
 from hpo.execution import ASKED, Execution, close_mirror
 from hpo.identity import StudyError
-from hpo.plan import SearchPlan, find_recordings, make_plan
+from hpo.plan import SearchPlan, make_plan
 from hpo.report import write_report
 from hpo.reproduction import describe_environment
 from hpo.study import Study, read_trials
@@ -34,7 +35,7 @@ def search_command(parsed: argparse.Namespace) -> int:
     uri = default_tracking_uri(parsed.root)
     try:
         plan = make_plan(parsed)
-        recordings, source = find_recordings(parsed.recordings, parsed.root)
+        recordings, source = given_recordings(parsed.recordings, parsed.root)
         if parsed.dry_run:
             print_header(console, plan, recordings, source=source, uri=uri)
             show_plan(plan, recordings, console, keep=parsed.keep)

@@ -10,10 +10,7 @@ from typing import Any
 import torch
 
 from data.confined import require_name
-from data.experiment import SimulationConfig
 from data.recording import Recording
-from data.simulation import simulate
-from data.sources import open_recordings
 from hpo.cluster import ClusterConfig
 from hpo.driver import Limits
 from hpo.lanes import LaneChoice, choose_lane
@@ -23,6 +20,7 @@ from hpo.spaces import SPACES
 from training.material import SelectOn
 from training.names import nearest
 from training.recipes import Scale, recipe
+from training.settings import read_pairs
 from training.spec import to_plain
 
 EPOCHS: Mapping[str, int] = {"demo": 9, "full": 60}
@@ -147,27 +145,6 @@ def _cluster(parsed: argparse.Namespace, *, scale: Scale, lane: LaneChoice) -> C
         wait_seconds=60 * parsed.wait,
         verbose=parsed.verbose,
     )
-
-
-def find_recordings(sources: Sequence[Path] | None, root: Path) -> tuple[list[Recording], str]:
-    """Open the recordings, or simulate two small mice once where none are given; and say which."""
-    if sources:
-        return open_recordings(sources, cache=root / "cache"), ", ".join(map(str, sources))
-    raw = root / "recordings-demo"
-    config = SimulationConfig.for_scale("demo")
-    folders = simulate(raw, config)
-    return open_recordings(folders, cache=root / "cache"), f"simulated (none were given), in {raw}"
-
-
-def read_pairs(settings: Sequence[str]) -> dict[str, str]:
-    """Read ``NAME=VALUE`` settings."""
-    pairs = {}
-    for setting in settings:
-        name, separator, value = setting.partition("=")
-        if not separator:
-            raise ValueError(f"--set is {setting!r}, but must be NAME=VALUE, such as model.num_heads=4")
-        pairs[name] = value
-    return pairs
 
 
 def read_ranges(settings: Sequence[str]) -> dict[str, tuple[float, float]]:
