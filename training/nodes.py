@@ -4,6 +4,7 @@ A folder of one machine's own disk goes unnoticed as long as a run happens to si
 costs the runs of every other machine; so every machine writes and reads before the first run starts.
 """
 
+import fcntl
 import logging
 import os
 import secrets
@@ -44,7 +45,10 @@ def require_shared(folder: Path, readable: Sequence[Path] = (), *, seconds: floa
     probe = folder.resolve() / f".probe-{secrets.token_hex(8)}"
     probe.mkdir(parents=True)
     (probe / "driver").write_text(probe.name)
+    lock = (probe / "lock").open("w")
     try:
+        # As a driver locks its study, so that a second one is refused.
+        fcntl.flock(lock, fcntl.LOCK_EX)
         written = _on_every_machine(nodes, write_marker, str(probe), seconds=seconds)
         problems = [problem for problem in written.values() if problem]
         if not problems:
@@ -54,6 +58,7 @@ def require_shared(folder: Path, readable: Sequence[Path] = (), *, seconds: floa
             problems = [problem for problem in seen.values() if problem]
             problems += _missing_here(probe, wanted)
     finally:
+        lock.close()
         shutil.rmtree(probe, ignore_errors=True)
     if problems:
         raise StorageError(
@@ -89,7 +94,7 @@ def _on_every_machine(
 
 
 def write_marker(probe: str, marker: str) -> str:
-    """Do on this machine what programs of ours do with files: write, flush, rename, append.
+    """Do on this machine what programs of ours do with files: write, flush, rename, append, lock.
 
     Returns:
         What went wrong, in words; nothing if all went well.
@@ -106,9 +111,13 @@ def write_marker(probe: str, marker: str) -> str:
         partial.replace(folder / marker)
         with (folder / marker).open("a") as file:
             file.write(marker)
+        with (folder / "lock").open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return f"{marker} does not see the driver's lock, so two drivers could write one study"
+    except BlockingIOError:
+        return ""
     except OSError as error:
-        return f"{marker} cannot write there ({error})"
-    return ""
+        return f"{marker} cannot write or lock there ({error})"
 
 
 def read_markers(probe: str, marker: str, wanted: Sequence[str], readable: Sequence[str]) -> str:

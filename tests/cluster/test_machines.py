@@ -1,5 +1,6 @@
 """Searches over several of Ray's simulated machines: two that train, one that is lost, none that is left."""
 
+import fcntl
 import json
 import os
 import time
@@ -24,12 +25,13 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
-def machines(monkeypatch):
+@pytest.fixture(scope="module")
+def machines():
     """A head without cores and two machines of two cores each."""
     import ray
     from ray.cluster_utils import Cluster
 
+    monkeypatch = pytest.MonkeyPatch()
     for name, value in {"period_ms": 1000, "failure_threshold": 4, "timeout_ms": 2000}.items():
         monkeypatch.setenv(f"RAY_health_check_{name}", str(value))
     monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "0")
@@ -45,6 +47,7 @@ def machines(monkeypatch):
     yield cluster
     ray.shutdown()
     cluster.shutdown()
+    monkeypatch.undo()
 
 
 def notes(log):
@@ -63,6 +66,25 @@ def drive(root, *, runs, seconds, on_idle=lambda: None, **config):
         study.close()
 
 
+def test_a_search_that_no_machine_has_room_for_ends_in_words(machines, tmp_path):
+    started = time.monotonic()
+    with pytest.raises(StudyError, match="no machine had room for a run"):
+        drive(tmp_path, runs=1, seconds=0.0, slots=1, cpus_per_worker=3.0, wait_seconds=6.0)
+    assert time.monotonic() - started >= 6.0
+    # Nothing was decided about the run: with a machine for it, the same command makes it.
+    (trial,) = drive(tmp_path, runs=1, seconds=0.0, slots=1, cpus_per_worker=1.0)
+    assert trial.state.name == "COMPLETE"
+
+
+def test_all_machines_of_shared_storage_are_counted_and_nothing_is_left_behind(machines, tmp_path):
+    (tmp_path / "store").mkdir()
+    assert require_shared(tmp_path / "study", [tmp_path / "store"]) == 3
+    assert list((tmp_path / "study").iterdir()) == []
+    with pytest.raises(StorageError, match="nowhere does not exist"):
+        require_shared(tmp_path / "study", [tmp_path / "nowhere"])
+
+
+# The last one that needs all machines: it loses one of them.
 def test_a_search_uses_both_machines_and_survives_the_loss_of_one(machines, tmp_path):
     lost = []
 
@@ -86,30 +108,15 @@ def test_a_search_uses_both_machines_and_survives_the_loss_of_one(machines, tmp_
     assert len(trained) == 8 * EPOCHS
 
 
-def test_a_search_that_no_machine_has_room_for_ends_in_words(machines, tmp_path):
-    started = time.monotonic()
-    with pytest.raises(StudyError, match="no machine had room for a run"):
-        drive(tmp_path, runs=1, seconds=0.0, slots=1, cpus_per_worker=3.0, wait_seconds=6.0)
-    assert time.monotonic() - started >= 6.0
-    # Nothing was decided about the run: with a machine for it, the same command makes it.
-    (trial,) = drive(tmp_path, runs=1, seconds=0.0, slots=1, cpus_per_worker=1.0)
-    assert trial.state.name == "COMPLETE"
-
-
-def test_all_machines_of_shared_storage_are_counted_and_nothing_is_left_behind(machines, tmp_path):
-    (tmp_path / "store").mkdir()
-    assert require_shared(tmp_path / "study", [tmp_path / "store"]) == 3
-    assert list((tmp_path / "study").iterdir()) == []
-    with pytest.raises(StorageError, match="nowhere does not exist"):
-        require_shared(tmp_path / "study", [tmp_path / "nowhere"])
-
-
 def test_a_machine_with_a_folder_of_its_own_is_named(tmp_path):
     probe = tmp_path / ".probe-1"
     assert "w1 does not see what the driver's machine wrote" in write_marker(str(probe), "w1")
     probe.mkdir()
     (probe / "driver").write_text(probe.name)
-    assert write_marker(str(probe), "w1") == ""
+    assert "does not see the driver's lock" in write_marker(str(probe), "w1")
+    with (probe / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert write_marker(str(probe), "w1") == ""
     assert read_markers(str(probe), "w1", ["driver", "w1"], []) == ""
     found = read_markers(str(probe), "w1", ["driver", "w1", "w2"], ["/no/such/store"])
     assert found == "on w1, the marker of w2 is missing, /no/such/store does not exist"
@@ -125,4 +132,4 @@ def test_storage_that_cannot_be_written_is_named(tmp_path):
     else:
         (tmp_path / "driver").write_text(tmp_path.name)
         tmp_path.chmod(0o500)
-    assert "w1 cannot write there" in write_marker(str(tmp_path), "w1")
+    assert "w1 cannot write or lock there" in write_marker(str(tmp_path), "w1")
