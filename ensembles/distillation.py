@@ -17,7 +17,7 @@ from data.array_files import write_bytes
 from data.folds import split_trials
 from data.recording import Frames, Recording, Tier, Trial
 from ensembles.fusion import Fusion, predict_fused
-from ensembles.identity import require_same
+from ensembles.identity import BuildError, require_same
 from ensembles.manifest import EnsembleManifest
 from training.checkpoint import SessionIdentity
 from training.device import resolve_device
@@ -131,10 +131,10 @@ def distill(
         on_epoch: called after each epoch.
 
     Raises:
-        ValueError: the ratio is no share, the run failed, or the folder holds another student.
+        BuildError: the ratio is no share, the run failed, or the folder holds another student.
     """
     if not 0 <= ratio <= 1:
-        raise ValueError(f"--distill is {ratio}, but must be a share of 0 to 1")
+        raise BuildError(f"--distill is {ratio}, but must be a share of 0 to 1")
     manifest = EnsembleManifest.read(root)
     fusion = manifest.fusion(root)
     spec = _student(manifest, settings or {})
@@ -160,7 +160,7 @@ def distill(
 
     result = run(spec, taught, folder / "run", on_epoch=tell)
     if result.outcome is not Outcome.FINISHED or result.checkpoint is None:
-        raise ValueError(f"the student failed: {result.error}")
+        raise BuildError(f"the student failed: {result.error}")
     write_json(folder / "run" / "result.json", result_plain(result))
     store_predictions(result.checkpoint, recordings, store, member=STUDENT, tiers=[Tier.ORACLE])
     distilled = Distilled(
