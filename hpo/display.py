@@ -3,8 +3,8 @@
 import time
 from collections import Counter
 from types import TracebackType
-from typing import Any
 
+from optuna.trial import FrozenTrial
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
@@ -18,6 +18,12 @@ from training.results import EpochReport, Outcome, RunResult
 _BARS = "".join(map(chr, range(0x2581, 0x2589)))
 _BEST_SHOWN = 3
 _SPARK_WIDTH = 12
+_KEYS = {
+    "optimizer.core_lr": "core lr",
+    "optimizer.readout_lr": "readout lr",
+    "loader.batch_size": "batch",
+}
+"""Hyperparameters that every family's space has, and their headings."""
 
 
 class SearchDisplay:
@@ -110,41 +116,44 @@ class SearchDisplay:
 
     def _table(self) -> Table:
         table = Table(box=None, pad_edge=False)
-        for column in ("run", "epoch", "", "score", "curve", "bracket", "clips/s"):
+        for column in ("run", "epoch", "", "score", "curve", "bracket", "clips/s", "left", *_KEYS.values()):
             table.add_column(column, justify="left" if column in ("", "curve") else "right")
+        trials = self._study.trials()
         for number, curve in sorted(self._curves.items()):
-            table.add_row(*self._running_row(number, curve))
-        for trial in ranked(self._study.trials())[:_BEST_SHOWN]:
+            table.add_row(*self._running_row(trials[number], curve))
+        for trial in ranked(trials)[:_BEST_SHOWN]:
             scores = list(trial.intermediate_values.values())
-            table.add_row(
-                str(trial.number),
-                str(len(scores)),
-                "done",
-                f"{trial.values[0]:.4f}",
-                sparkline(scores),
-                self._bracket(trial.number),
-                "",
-            )
+            cells = [str(trial.number), str(len(scores)), "done", f"{trial.values[0]:.4f}", sparkline(scores)]
+            table.add_row(*cells, self._bracket(trial.number), "", "", *_key_values(trial))
         return table
 
-    def _running_row(self, number: int, curve: list[EpochReport]) -> list[str]:
+    def _running_row(self, trial: FrozenTrial, curve: list[EpochReport]) -> list[str]:
         epochs = self._study.space.base.epochs
         done = curve[-1].epoch if curve else 0
         filled = round(10 * done / epochs)
-        last: Any = curve[-1] if curve else None
+        bar = "\u2501" * filled + "\u254c" * (10 - filled)
+        cells = [str(trial.number), f"{done}/{epochs}", bar]
+        if not curve:
+            return [*cells, "", "", self._bracket(trial.number), "", "", *_key_values(trial)]
+        seconds = sum(report.seconds for report in curve) / len(curve) * (epochs - done)
         return [
-            str(number),
-            f"{done}/{epochs}",
-            "\u2501" * filled + "\u254c" * (10 - filled),
-            "" if last is None else f"{last.score:.4f}",
+            *cells,
+            f"{curve[-1].score:.4f}",
             sparkline([report.score for report in curve]),
-            self._bracket(number),
-            "" if last is None else f"{last.clips_per_second:.1f}",
+            self._bracket(trial.number),
+            f"{curve[-1].clips_per_second:.1f}",
+            f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min",
+            *_key_values(trial),
         ]
 
     def _bracket(self, number: int) -> str:
         bracket = bracket_of(self._study.name, number, self._study.pruning)
         return "" if bracket is None else str(bracket)
+
+
+def _key_values(trial: FrozenTrial) -> list[str]:
+    values = [trial.params.get(name) for name in _KEYS]
+    return ["" if value is None else f"{value:.2g}" for value in values]
 
 
 def sparkline(values: list[float]) -> str:

@@ -1,6 +1,9 @@
 """What a worker does with a run: train it, go on where it was interrupted, get by with less memory."""
 
-from collections.abc import Sequence
+import fcntl
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -18,6 +21,8 @@ from training.results import EpochReport, Outcome, RunResult
 from training.run import describe, run
 from training.run_folder import RunFolder
 from training.spec import RunSpec
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,13 +49,14 @@ class TrainingObjective:
     ) -> RunResult:
         """Train in this process, one of several or alone."""
         torch.set_num_threads(self.threads)
-        recordings = _recordings(self.store, self.sessions)
-        clips = _affordable(spec, folder)
-        if clips == 0:
-            return _ended(spec, folder, Outcome.INFEASIBLE, "out of memory with a single clip at a time")
-        chosen = spec if clips is None else replace(spec, compute=replace(spec.compute, micro_batch=clips))
-        with MemoryWatch(folder, clips=clips or spec.loader.batch_size, limit_bytes=self.memory_bytes):
-            result = self._train(chosen, recordings, folder, on_epoch, ranks or Ranks())
+        recordings, ranks = _recordings(self.store, self.sessions), ranks or Ranks()
+        with alone_in(folder, ranks):
+            clips = _affordable(spec, folder)
+            if clips == 0:
+                return _ended(spec, folder, Outcome.INFEASIBLE, "out of memory with a single clip at a time")
+            compute = spec.compute if clips is None else replace(spec.compute, micro_batch=clips)
+            with MemoryWatch(folder, clips=clips or spec.loader.batch_size, limit_bytes=self.memory_bytes):
+                result = self._train(replace(spec, compute=compute), recordings, folder, on_epoch, ranks)
         return replace(pruned_if_diverged(result), spec=spec)
 
     def _train(
@@ -92,21 +98,21 @@ class ClusterObjective:
         # Ray Train is imported in two seconds, by the processes that use it only.
         from training.cluster import train_on_cluster
 
-        told = finished_epochs(spec, open_store(self.store), folder)
-        for report in told:
-            if not on_epoch(report):
-                return _ended(spec, folder, Outcome.PRUNED, epochs=report.epoch)
-        result = train_on_cluster(
-            spec,
-            [self.store],
-            folder,
-            workers=self.workers,
-            gpus_per_worker=self.gpus_per_worker,
-            cpus_per_worker=self.cpus_per_worker,
-            on_epoch=on_epoch,
-            max_failures=self.max_failures,
-            select_on=self.select_on,
-        )
+        with alone_in(folder, Ranks()):
+            for report in finished_epochs(spec, open_store(self.store), folder):
+                if not on_epoch(report):
+                    return _ended(spec, folder, Outcome.PRUNED, epochs=report.epoch)
+            result = train_on_cluster(
+                spec,
+                [self.store],
+                folder,
+                workers=self.workers,
+                gpus_per_worker=self.gpus_per_worker,
+                cpus_per_worker=self.cpus_per_worker,
+                on_epoch=on_epoch,
+                max_failures=self.max_failures,
+                select_on=self.select_on,
+            )
         return pruned_if_diverged(result)
 
 
@@ -150,6 +156,23 @@ def pruned_if_diverged(result: RunResult) -> RunResult:
     """
     diverged = result.outcome is Outcome.FAILED and (result.error or "").startswith("NonFiniteLossError")
     return replace(result, outcome=Outcome.PRUNED) if diverged else result
+
+
+@contextmanager
+def alone_in(folder: Path, ranks: Ranks) -> Iterator[None]:
+    """Wait until no other process trains a run: one that has lost its driver may take a moment to end."""
+    if not ranks.is_first:
+        from_first(None, ranks=ranks)
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:
+            logger.warning("%s cannot be locked, so nothing keeps a second process out: %s", folder, error)
+        from_first(None, ranks=ranks)
+        yield
 
 
 def finished_epochs(spec: RunSpec, recordings: Sequence[Recording], folder: Path) -> list[EpochReport]:
