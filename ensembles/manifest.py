@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from data.array_files import write_bytes
+from data.confined import parse_json, read_small
 from ensembles.fusion import Fusion
 from training.checkpoint import sha256_of
 from training.spec import from_plain, to_plain
@@ -231,7 +232,7 @@ class EnsembleManifest:
         """
         path = root / MANIFEST_FILE
         try:
-            plain = json.loads(path.read_text(encoding="utf-8"))
+            plain = parse_json(read_small(path))
             if plain["format"] != FORMAT:
                 raise ManifestError(f"format of {path} is {plain['format']}, but this version reads {FORMAT}")
             if plain.keys() != {field.name for field in fields(cls)}:
@@ -251,7 +252,9 @@ class EnsembleManifest:
             )
         except FileNotFoundError:
             raise ManifestError(f"{path} does not exist: {root} holds no finished build") from None
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        except ManifestError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ManifestError(f"{path} cannot be read as a manifest: {error!r}") from error
 
 
