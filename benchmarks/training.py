@@ -41,7 +41,7 @@ from training.names import with_values  # noqa: E402
 from training.optimization import make_optimizer  # noqa: E402
 from training.predict import score_trials  # noqa: E402
 from training.ranks import Ranks  # noqa: E402
-from training.recipes import recipe  # noqa: E402
+from training.recipes import Scale, recipe  # noqa: E402
 from training.reporter import Reporter  # noqa: E402
 from training.results import EpochReport  # noqa: E402
 from training.run import run  # noqa: E402
@@ -80,7 +80,7 @@ def main() -> None:
         if "workers" in args.parts:
             console.print(workers_table(specs, folder))
         if "memory" in args.parts:
-            console.print(memory_table(folder))
+            console.print(memory_table(args.scale, folder))
 
 
 def write_recordings(folder: Path, num_neurons: int, num_trials: int) -> None:
@@ -283,23 +283,24 @@ def train_some(ranks: Ranks, spec: RunSpec, store: Path, out: Path, threads: int
 # --- memory
 
 
-def memory_table(folder: Path) -> Table:
-    """Compare the peak memory of a step of the published factorized model in parts of several sizes."""
-    table = Table(title="A step of 8 clips, published factorized model: clips of a session at a time")
+def memory_table(scale: Scale, folder: Path) -> Table:
+    """Compare the peak memory of a step of the factorized model in parts of several sizes."""
+    table = Table(title=f"A step of 8 clips of one mouse, factorized model ({scale}), in parts")
     for column in ("at a time", "peak GiB", "of the step GiB", "CPU s"):
         table.add_column(column, justify="right")
     for micro_batch in (8, 4, 2, 1):
         out = folder / f"memory-{micro_batch}.json"
-        in_processes(step_memory, 1, folder / "store", micro_batch, out)
+        in_processes(step_memory, 1, folder / "store", scale, micro_batch, out)
         peak, before, cpu = json.loads(out.read_text())
         table.add_row(str(micro_batch), f"{peak:.2f}", f"{peak - before:.2f}", f"{cpu:.1f}")
     return table
 
 
-def step_memory(_: Ranks, store: Path, micro_batch: int, out: Path) -> None:
+def step_memory(_: Ranks, store: Path, scale: Scale, micro_batch: int, out: Path) -> None:
     """Compute one step's gradient and write down peak memory (GiB), that before the step, and CPU seconds."""
     recordings = open_store(store)[:1]
-    spec = replace(recipe("factorized"), compute=ComputeConfig(micro_batch=micro_batch))
+    spec = with_values(recipe("factorized", scale=scale), {"loader.batch_size": 8})
+    spec = replace(spec, compute=ComputeConfig(micro_batch=micro_batch))
     material = Material.prepare(recordings, spec, device=CPU)
     encoder = material.build_encoder().train()
     clips = next(iter(material.loader(Ranks()).epoch(0)))
