@@ -58,7 +58,7 @@ def draw_scores(axes: Any, outcomes: Sequence[Mapping[str, Any]]) -> None:
         share = np.mean(scores[name]) / ceiling
         axes.text(0.005, place, f"{share:.0%} of the ceiling", va="center", color="white", fontsize=8)
     axes.axvline(ceiling, color="#d55e00", linewidth=1.6)
-    axes.text(ceiling, -0.9, " true rates ", color="#d55e00", ha="right", va="center", fontsize=8)
+    axes.text(ceiling, 0, "true rates ", color="#d55e00", ha="right", va="center", fontsize=9)
     axes.set(xlabel="single-trial correlation, oracle tier", xlim=(0, ceiling * 1.04))
     axes.spines[["top", "right"]].set_visible(False)
 
