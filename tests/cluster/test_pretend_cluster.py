@@ -43,6 +43,10 @@ class Day:
         line = f"cd ~/striate && exec {self.search(options)}"
         return self.hosts.start_program("laptop", "bash", "-c", line, output=output)
 
+    def end_programs(self):
+        """Kill what was started on the laptop; killing nsenter, outside, would leave it running in there."""
+        self.hosts.run("laptop", "pkill", "-KILL", "-f", "search.py", check=False)
+
     def study(self, name):
         return self.hosts.shared / "studies" / name
 
@@ -146,7 +150,7 @@ def the_power_of_a_worker_is_cut_and_nothing_is_lost(day):
         assert search.wait(timeout=900) == 0, output.read_text()[-3000:]
         print(f"measured: cut after epochs {before}, search ended {time.monotonic() - cut:.1f} s later")
     finally:
-        search.kill()
+        day.end_programs()
     assert_counted_once(day, "cut", runs=3, epochs=epochs)
 
 
@@ -182,7 +186,7 @@ def links_that_are_cut_lose_nothing(day):
         assert search.wait(timeout=900) == 0, output.read_text()[-3000:]
         print(f"measured: search ended {time.monotonic() - cut:.1f} s after the link was cut")
     finally:
-        search.kill()
+        day.end_programs()
     assert_counted_once(day, "links", runs=3, epochs=epochs)
 
 
@@ -191,8 +195,8 @@ def the_laptop_goes_away_and_watches_again(day):
     options = "--runs 2 --max-epochs 12 --pruner none --name away"
     search = day.start_search(options, output=first)
     wait_until(lambda: day.epochs("away"), seconds=400, what="a first epoch")
-    search.kill()
-    search.wait()
+    day.end_programs()
+    assert search.wait(timeout=60) != 0
     printed = day.laptop(day.search(options), timeout=900)
     assert "which runs already" in printed
     assert "2 finished" in printed
@@ -211,8 +215,8 @@ def the_pages_open_through_tunnels(day):
             page = day.hosts.run("laptop", "curl", "-s", "-m", "20", url)
             assert "<html" in page.lower(), (name, page)
     finally:
-        pages.terminate()
-        pages.wait()
+        day.end_programs()
+        pages.wait(timeout=60)
 
 
 def down_leaves_no_process_of_ray_on_any_machine(day):
