@@ -177,6 +177,8 @@ def _stored(url: str) -> tuple[str, list[FrozenTrial]]:
         skip_table_creation=True,
     )
     try:
+        if not storage.get_all_studies():
+            raise StudyError(f"{url} holds no study yet: the search has hardly begun, try again")
         study = optuna.load_study(study_name=None, storage=storage)
         return study.study_name, study.get_trials(deepcopy=False)
     finally:

@@ -392,13 +392,22 @@ def test_a_report_of_a_study_that_is_being_driven_changes_nothing(tmp_path):
     study.close()
 
 
-def test_a_report_is_written_where_it_is_wanted(study_folder, tmp_path):
+def test_a_report_is_written_where_it_is_wanted(tmp_path):
+    study_folder = store(tmp_path / "study", all_kinds()[:1])
     before = sorted(path.name for path in study_folder.iterdir())
     page = write_report(study_folder, tmp_path / "deep" / "page.html")
     assert page == tmp_path / "deep" / "page.html"
     files = sorted(path.name for path in page.parent.iterdir())
     assert files == ["curves.csv", "importances.csv", "page.html", "runs.csv"]
     assert sorted(path.name for path in study_folder.iterdir()) == before
+
+
+def test_a_storage_without_a_study_yet_is_refused(tmp_path):
+    storage = optuna.storages.RDBStorage(storage_url(tmp_path))
+    storage.remove_session()
+    storage.engine.dispose()
+    with pytest.raises(StudyError, match="holds no study yet"):
+        write_report(tmp_path)
 
 
 def test_a_folder_without_a_study_is_refused(tmp_path):
