@@ -18,7 +18,7 @@ from pretend_hosts import PretendHosts
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.slow,
-    pytest.mark.timeout(2400),
+    pytest.mark.timeout(1200),
     pytest.mark.skipif(pretend_hosts.missing() is not None, reason=str(pretend_hosts.missing())),
 ]
 
