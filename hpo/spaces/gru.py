@@ -13,11 +13,11 @@ def suggest(ask: Ask, *, demo: bool = False) -> None:
         ask: answers by dotted name.
         demo: cap what makes a run slow, so that two cores train one in seconds.
     """
-    ask.whole("model.input_kernel", 3, 9 if demo else 15, step=2)
+    ask.whole("model.input_kernel", 3, 11 if demo else 15, step=2)
     ask.whole("model.hidden_kernel", 3, 7 if demo else 9, step=2)
     ask.whole("model.gru_input_kernel", 3, 5 if demo else 11, step=2)
-    ask.whole("model.gru_recurrent_kernel", 3, 5 if demo else 11, step=2)
-    ask.whole("model.features", 2, 4 if demo else 16)
+    ask.whole("model.gru_recurrent_kernel", 1, 5 if demo else 11, step=2)
+    ask.whole("model.features", 2, 8 if demo else 16)
     ask.whole("model.gru_channels", 8, 32 if demo else 128, step=8)
     ask.number("model.smoothness", 1e-1, 1e5, log=True)
     ask.number("model.sparsity", 1e1, 1e7, log=True)
