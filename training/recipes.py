@@ -216,8 +216,9 @@ DEMO: dict[str, dict[str, Any]] = {
         "loader.batch_size": 4,
         "optimizer.core_lr": 0.005,
         "schedule.warmup_steps": 10,
-        "schedule.constant_epochs": 6,
-        "epochs": 9,
+        "schedule.constant_epochs": 3,
+        # Four more raise the score by 0.02, and an ensemble trains 31 of these.
+        "epochs": 5,
     },
     "dwiseneuro": {
         "model.canvas": (16, 16),
