@@ -40,9 +40,9 @@ RETURN_AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": 
 CLIPS = {
     "factorized": (2, 60, 36, 64),
     "gru": (1, 20, 36, 64),
-    "vivit": (1, 60, 36, 64),
-    "v1fm": (2, 30, 36, 64),
-    "dwiseneuro": (2, 16, 36, 64),
+    "vivit": (1, 48, 36, 64),
+    "v1fm": (1, 30, 36, 64),
+    "dwiseneuro": (1, 16, 36, 64),
 }
 """Clips, frames, rows and columns; a family that is not here gets the first one."""
 

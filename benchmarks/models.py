@@ -71,6 +71,11 @@ def main() -> int:
         comparison = ask(request("compare"))
         worst = max(worst, comparison["deviation"])
         console.print(f"{family}: outputs differ by at most {comparison['deviation']:.1e} deviations")
+        traced = comparison["traced_gib"], comparison["plain_traced_gib"]
+        console.print(
+            f"{family}: tensors of a training step take {traced[0]:.2f} GiB, plain {traced[1]:.2f}, "
+            f"ratio {traced[1] / traced[0]:.2f}"
+        )
         for task, passes in (("train", 3), ("eval", 1)):
             pair = (request(task), request(task, plain=True))
             cells = measure(pair, repeats=arguments.repeats, gflop=passes * comparison["gflop"])

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -64,26 +64,41 @@ def estimate_cost(
     Raises:
         ValueError: the configuration does not fit to the clips, or the precision is unknown.
     """
+    encoder = build_without_storage(config, sessions, (clip_shape[2], clip_shape[3]))
+    largest = max(sessions, key=lambda session: sessions[session])
+    return trace(encoder.train(training), clip_shape, session=largest, dtype=dtype)
+
+
+def trace(
+    encoder: nn.Module, clip_shape: tuple[int, int, int, int], *, session: str, dtype: str = "float32"
+) -> Cost:
+    """Return what a step of a model without storage costs; of a training step if it is in that mode.
+
+    Args:
+        encoder: the model, or another one with an encoder's ``forward`` and ``regularizer``, on no device.
+        clip_shape: clips of a batch, frames, rows, columns.
+        session: whose clips they are.
+        dtype: ``"float32"``, or ``"bfloat16"`` for automatic mixed precision.
+    """
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}, but must be one of {', '.join(DTYPES)}")
-    encoder = _build_without_storage(config, sessions, (clip_shape[2], clip_shape[3]))
     parameters = sum(parameter.numel() for parameter in encoder.parameters() if parameter.requires_grad)
-    largest = max(sessions, key=lambda session: sessions[session])
     with FakeTensorMode(), shortened_loops() as shortening:
         encoder._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
         clips = _clips(clip_shape)
-        trace = _Trace([*encoder.parameters(), *encoder.buffers(), *clips], shortening)
-        with trace:
-            flops = _run(encoder.train(training), clips, session=largest, dtype=dtype, trace=trace)
+        counts = _Trace([*encoder.parameters(), *encoder.buffers(), *clips], shortening)
+        with counts:
+            flops = _run(encoder, clips, session=session, dtype=dtype, counts=counts)
         # Gradients of other sessions' readouts come from other clips, but share the step.
         missing = [p for p in encoder.parameters() if p.requires_grad and p.grad is None]
-        optimizer = 8 * parameters + 4 * sum(p.numel() for p in missing) if training else 0
-    return Cost(parameters=parameters, flops=flops, peak_bytes=trace.peak_bytes + optimizer)
+        optimizer = 8 * parameters + 4 * sum(p.numel() for p in missing) if encoder.training else 0
+    return Cost(parameters=parameters, flops=flops, peak_bytes=counts.peak_bytes + optimizer)
 
 
-def _build_without_storage(
+def build_without_storage(
     config: ModelConfig, sessions: Mapping[str, int], frame_shape: tuple[int, int]
 ) -> Encoder:
+    """Return the modules of a model whose parameters have a shape and no contents."""
     with torch.device("meta"):
         specs = [
             SessionSpec(
@@ -103,17 +118,17 @@ def _clips(clip_shape: tuple[int, int, int, int]) -> tuple[Tensor, Tensor, Tenso
     return video, torch.empty(num_clips, 2, num_frames), torch.empty(num_clips, 2, num_frames)
 
 
-def _run(encoder: Encoder, clips: Iterable[Tensor], *, session: str, dtype: str, trace: "_Trace") -> int:
+def _run(encoder: Any, clips: Iterable[Tensor], *, session: str, dtype: str, counts: "_Trace") -> int:
     """Run one step as training does it, and return the FLOPs of its forward pass."""
     with torch.set_grad_enabled(encoder.training):
         with torch.autocast("cpu", DTYPES[dtype], enabled=dtype != "float32"):
             predicted = encoder(*clips, session=session)
-        flops = trace.flops
+        flops = counts.flops
         if encoder.training:
             responses = torch.empty_like(predicted)
             loss = (predicted - responses * torch.log(predicted + 1e-8)).sum() + encoder.regularizer()
             torch.autograd.backward(loss)
-    return flops
+    return int(flops)
 
 
 class _Trace(TorchDispatchMode):

@@ -19,6 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.straightforward import STRAIGHTFORWARD
+from models.cost import build_without_storage, trace
 from models.encoder import Encoder, SessionSpec
 from models.registry import make_model
 
@@ -72,10 +73,14 @@ class Comparison:
     Attributes:
         gflop: of the straightforward forward pass, as torch counts them.
         deviation: largest difference of the outputs, in standard deviations of the output.
+        traced_gib: peak memory of our training step, by counting tensors instead of pages.
+        plain_traced_gib: that of the straightforward one.
     """
 
     gflop: float
     deviation: float
+    traced_gib: float
+    plain_traced_gib: float
 
 
 class Worker:
@@ -163,7 +168,22 @@ def compare(request: Request) -> Comparison:
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
             plain = STRAIGHTFORWARD[request.family](encoder).eval()(*clip, session=SESSION)
     deviation = (ours - plain).abs().max() / plain.std()
-    return Comparison(gflop=counter.get_total_flops() / 1e9, deviation=deviation.item())
+    traced, plain_traced = (_traced_gib(request, plain=plain) for plain in (False, True))
+    return Comparison(
+        gflop=counter.get_total_flops() / 1e9,
+        deviation=deviation.item(),
+        traced_gib=traced,
+        plain_traced_gib=plain_traced,
+    )
+
+
+def _traced_gib(request: Request, *, plain: bool) -> float:
+    shape = (request.num_clips, PUBLISHED_FRAMES[request.family], *FRAME_SHAPE)
+    encoder = build_without_storage(
+        make_model(request.family), {SESSION: request.num_neurons}, (shape[2], shape[3])
+    )
+    model = STRAIGHTFORWARD[request.family](encoder) if plain else encoder
+    return trace(model.train(), shape, session=SESSION).peak_bytes / GIBIBYTE
 
 
 def matmul_rate(size: int = 2048) -> float:
