@@ -120,7 +120,7 @@ def require_mirrored(root, trials):
         assert child.data.tags["mlflow.parentRunId"] == parents[0].info.run_id
         assert child.data.tags["outcome"] == trial.user_attrs["outcome"]
         history = client.get_metric_history(child.info.run_id, "score")
-        assert Counter(metric.step for metric in history) == Counter(trial.intermediate_values)
+        assert Counter(metric.step for metric in history) == Counter(trial.intermediate_values.keys())
         for metric in history:
             assert metric.value == pytest.approx(trial.intermediate_values[metric.step])
         for name, value in trial.params.items():
