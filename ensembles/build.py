@@ -109,4 +109,9 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        # While libraries were still being imported; later it is answered where the work is.
+        print("interrupted; the same command goes on", file=sys.stderr)
+        sys.exit(130)

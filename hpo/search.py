@@ -1,7 +1,6 @@
 """Search hyperparameters: ``python hpo/search.py vivit``."""
 
 import argparse
-import difflib
 import logging
 import os
 import sys
@@ -24,6 +23,8 @@ exit codes: 0 done, 1 no run finished, too many failed, or not reproduced, 2 wro
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     """Read the command line; nothing heavy is imported before this is done."""
+    from hpo.arguments import parse_afterwards, parse_strictly
+
     if arguments[:1] in (["report"], ["reproduce"]):
         return parse_afterwards(arguments)
     parser = argparse.ArgumentParser(
@@ -99,41 +100,6 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     return parse_strictly(parser, arguments)
 
 
-def parse_afterwards(arguments: list[str]) -> argparse.Namespace:
-    """Read a command line about a study that exists."""
-    action = arguments[0]
-    about = {
-        "report": "Write a study's report (HTML and CSV), also while it is searched.",
-        "reproduce": "Make a run of a study again, exactly, and compare the scores.",
-    }
-    parser = argparse.ArgumentParser(
-        prog=f"search.py {action}", description=about[action], allow_abbrev=False
-    )
-    parser.set_defaults(action=action)
-    parser.add_argument("study", help="name or folder of the study")
-    if action == "reproduce":
-        parser.add_argument("run", type=int, help="number of the run")
-        parser.add_argument(
-            "--recordings", nargs="+", type=Path, metavar="DIR", help="default: where they were"
-        )
-    else:
-        parser.add_argument("--out", type=Path, help="page (default: report.html in the study's folder)")
-    root = Path(os.environ.get("STRIATE_STORAGE", "runs"))
-    parser.add_argument("--root", type=Path, default=root, help="folder of studies")
-    return parse_strictly(parser, arguments[1:])
-
-
-def parse_strictly(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
-    """Read a command line, and guess what an unknown option should have been."""
-    parsed, unknown = parser.parse_known_args(arguments)
-    for option in unknown:
-        known = list(parser._option_string_actions)
-        close = difflib.get_close_matches(option.partition("=")[0], known, n=1)
-        guess = f"; did you mean {close[0]}?" if close else ""
-        parser.error(f"{option} is not an option, see --help{guess}")
-    return parsed
-
-
 def main(arguments: list[str]) -> int:
     """Run the command line; return the exit code."""
     parsed = parse_arguments(arguments)
@@ -152,4 +118,9 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        # While libraries were still being imported; later it is answered where the work is.
+        print("interrupted; the same command goes on", file=sys.stderr)
+        sys.exit(130)

@@ -274,9 +274,19 @@ class _Bridge:
             self.broken = f"the process of run {number} died, which trained on several workers"
 
 
-def _in_a_line(error: BaseException | None) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}, {lines[-1]}" if lines else type(error).__name__
+def _error_of(ray_trial: Any) -> str:
+    """Return in a line why a run's process ended."""
+    error = ray_trial.get_pickled_error()
+    if error is not None:
+        return f"{type(error).__name__}, {_last_line(str(error))}"
+    # Tune copies what it notes of an error to the run's storage a moment later.
+    noted = Path(ray_trial.error_file)
+    return _last_line(noted.read_text() if noted.is_file() else "")
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "nobody knows why"
 
 
 def _around(bridge: _Bridge) -> tuple[Any, Any, Any]:
@@ -310,7 +320,7 @@ def _around(bridge: _Bridge) -> tuple[Any, Any, Any]:
             return str(self.CONTINUE if bridge.goes_on(trial.trial_id, result) else self.STOP)
 
         def on_trial_error(self, tune_controller: Any, trial: Any) -> None:  # noqa: ARG002
-            bridge.errors[trial.trial_id] = _in_a_line(trial.get_pickled_error())
+            bridge.errors[trial.trial_id] = _error_of(trial)
 
         def __reduce__(self) -> Any:
             return (FIFOScheduler, ())

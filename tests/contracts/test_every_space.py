@@ -276,6 +276,8 @@ def does_not_fit(spec, shape):
         hidden = len(model.channels) - 1
         lost = model.input_spatial_kernel - 1 + hidden * (model.hidden_spatial_kernel - 1)
         return lost >= side
+    if spec.family == "dwiseneuro":
+        return shape[0] > model.canvas[0] or shape[1] > model.canvas[1]
     return False
 
 

@@ -1,6 +1,7 @@
 """Runs on Ray, in every way they can be executed, and what breaks there."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,8 @@ def test_runs_that_break_end_as_what_they_are_and_the_search_goes_on(ray, tmp_pa
     expected[4] = (TrialState.PRUNED, "pruned", 2)
     if 2 in troubles:
         expected[2] = (TrialState.FAIL, "failed", 1)
-        assert trials[2].user_attrs["reason"].startswith("its process died 2 times: ActorDiedError")
+        # Ray's error by name, or what Tune has noted of it, whichever is there first.
+        assert re.match(r"its process died 2 times: .*(ActorDiedError|died)", trials[2].user_attrs["reason"])
     assert driver.stopping is None
     assert ended == expected
     assert trials[1].user_attrs["reason"] == "KeyError: 'a bug'"

@@ -4,7 +4,7 @@ import math
 
 import optuna
 import pytest
-from hpo_search import search
+from hpo_search import FastObjective, search
 
 from hpo.pruning import PruningConfig, bracket_budgets, bracket_counts, bracket_of
 
@@ -66,7 +66,8 @@ def test_runs_are_shared_out_in_proportion_to_the_budgets():
 
 
 def test_no_run_is_stopped_between_its_brackets_rungs(tmp_path):
-    trials = search(tmp_path, total=40, epochs=9, sampler="random")
+    objective = FastObjective(log=tmp_path / "log", epochs=9)
+    trials = search(tmp_path, total=40, epochs=9, sampler="random", objective=objective)
     config = PruningConfig(max_epochs=9)
     stopped = {}
     for trial in trials:
