@@ -231,8 +231,8 @@ def test_what_a_run_says_cannot_become_part_of_the_page(page):
 
 
 def test_csv_files_have_what_the_storage_has(study_folder, page):
-    runs = list(csv.DictReader((study_folder / "runs.csv").open()))
-    curves = list(csv.DictReader((study_folder / "curves.csv").open()))
+    runs = list(csv.DictReader((study_folder / "runs.csv").read_text().splitlines()))
+    curves = list(csv.DictReader((study_folder / "curves.csv").read_text().splitlines()))
     for trial, row in zip(all_kinds(), runs, strict=True):
         for name, value in trial.params.items():
             assert row[name] == str(value)
@@ -245,7 +245,7 @@ def test_csv_files_have_what_the_storage_has(study_folder, page):
     for (number, epoch, score), row in zip(expected, curves, strict=True):
         assert (int(row["run"]), int(row["epoch"])) == (number, epoch)
         assert float(row["score"]) == pytest.approx(score, nan_ok=True)
-    shares = list(csv.DictReader((study_folder / "importances.csv").open()))
+    shares = list(csv.DictReader((study_folder / "importances.csv").read_text().splitlines()))
     assert sum(float(row["forest"]) for row in shares) == pytest.approx(1.0)
 
 
