@@ -6,6 +6,8 @@ numbers is 71 MB of request and takes 29 s, as bytes it is 18 MB and takes 2 s.
 
 import io
 import logging
+import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -234,7 +236,10 @@ def _register(
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     try:
-        with mlflow.start_run(run_id=runs[0].info.run_id):
+        with warnings.catch_warnings(), mlflow.start_run(run_id=runs[0].info.run_id):
+            # The signature is given; an example of binary columns would show nobody anything.
+            warnings.filterwarnings("ignore", message=".*input example was not provided.*")
+            os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
             info = mlflow.pyfunc.log_model(
                 name="ensemble", registered_model_name=MODEL, **_model_arguments(root, recordings)
             )
