@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from training.names import differences
 from training.run_folder import read_json, write_json
 
 _SHOWN = 4
@@ -31,18 +32,3 @@ def require_same(path: Path, identity: Mapping[str, Any]) -> None:
             f"build {path.parent} was made with another {'; '.join(different[:_SHOWN])}{more}. "
             "Use --name for a new build, or the build's own options"
         )
-
-
-def differences(old: Any, new: Any, name: str = "") -> list[str]:
-    """Return one line ``name: old -> new`` for every leaf that differs."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        lines = []
-        for key in sorted(old.keys() | new.keys()):
-            lines += differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
-        return lines
-    return [] if old == new else [f"{name}: {_short(old)} -> {_short(new)}"]
-
-
-def _short(value: Any) -> str:
-    text = "nothing" if value is None else str(value)
-    return text if len(text) <= 40 else text[:37] + "..."

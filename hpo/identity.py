@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from training.names import differences
 from training.run_folder import read_json, write_json
 
 IDENTITY_FILE = "study.json"
@@ -49,19 +50,3 @@ def _require_database(path: Path) -> None:
         start = file.read(len(_SQLITE))
     if start != _SQLITE:
         raise StudyError(f"{path} is not a SQLite database, but must be one: restore it, or use --fresh")
-
-
-def differences(old: Any, new: Any, name: str = "") -> list[str]:
-    """Return one line ``name: old -> new`` for every leaf that differs."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        lines = []
-        for key in sorted(old.keys() | new.keys()):
-            inner = f"{name}.{key}" if name else key
-            lines += differences(old.get(key), new.get(key), inner)
-        return lines
-    return [] if old == new else [f"{name}: {_short(old)} -> {_short(new)}"]
-
-
-def _short(value: Any) -> str:
-    text = "nothing" if value is None else str(value)
-    return text if len(text) <= 40 else text[:37] + "..."

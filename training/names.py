@@ -143,3 +143,19 @@ def _parse_number(value: Any, hint: type[int] | type[float], *, name: str) -> in
             raise ValueError(f"{name} is {value!r}, but must be {wanted}")
         return int(number)
     return number
+
+
+def differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """Return one line ``name: old -> new`` for every leaf that differs."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        lines = []
+        for key in sorted(old.keys() | new.keys()):
+            inner = f"{name}.{key}" if name else key
+            lines += differences(old.get(key), new.get(key), inner)
+        return lines
+    return [] if old == new else [f"{name}: {_short(old)} -> {_short(new)}"]
+
+
+def _short(value: Any) -> str:
+    text = "nothing" if value is None else str(value)
+    return text if len(text) <= 40 else text[:37] + "..."
