@@ -20,6 +20,7 @@ from hpo.identity import DATABASE_FILE, StudyError, require_same
 from hpo.pruning import PruningConfig, undecided
 from hpo.sampler import SeededSampler
 from hpo.space import Bounds, Suggestions
+from hpo.storage import OneWriterStorage
 from training.names import nearest
 from training.results import EpochReport, Outcome, RunResult
 from training.spec import RunSpec, to_plain
@@ -102,10 +103,11 @@ class Study:
             raise
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._pruner = pruning.build()
+        self._storage = OneWriterStorage(storage_url(folder))
         # Hyperband's brackets are a hash of this name: not of the folder's, so that the same seed in another
         # folder searches the same way.
         self._study = optuna.create_study(
-            storage=storage_url(folder),
+            storage=self._storage,
             study_name=space.name,
             sampler=SeededSampler(seed, kind=sampler),
             pruner=self._pruner,
@@ -113,7 +115,6 @@ class Study:
             load_if_exists=True,
         )
         self._live: dict[int, optuna.Trial] = {}
-        # The storage answers slowly, and nobody else writes it.
         self._curves: dict[int, dict[int, float]] = {}
         self._undecided: set[int] = set()
         self._orphans = [trial.number for trial in self._study.get_trials(states=(TrialState.RUNNING,))]
@@ -145,22 +146,23 @@ class Study:
         Infeasible points are not counted: they take no run's place.
         """
         resumed = bool(self._orphans)
-        if resumed:
-            trial = optuna.Trial(self._study, self.trial(self._orphans.pop(0))._trial_id)
-        elif self._num_runs + len(self._live) < total:
-            trial = self._study.ask()
-        else:
+        if not resumed and self._num_runs + len(self._live) >= total:
             return None
+        with self._storage.composing():
+            if resumed:
+                trial = optuna.Trial(self._study, self.trial(self._orphans.pop(0))._trial_id)
+            else:
+                trial = self._study.ask()
+            try:
+                spec, reason = self.space.spec(trial, self.bounds), None
+            except ValueError as error:
+                spec, reason = None, str(error)
+            if spec is not None and _MADE_WITH not in trial.user_attrs:
+                trial.set_user_attr(_MADE_WITH, {"spec": to_plain(spec), **self.made_with})
         self._live[trial.number] = trial
         self._curves[trial.number] = dict(self.trial(trial.number).intermediate_values) if resumed else {}
         if resumed:
             self._undecided.add(trial.number)
-        try:
-            spec, reason = self.space.spec(trial, self.bounds), None
-        except ValueError as error:
-            spec, reason = None, str(error)
-        if spec is not None and _MADE_WITH not in trial.user_attrs:
-            trial.set_user_attr(_MADE_WITH, {"spec": to_plain(spec), **self.made_with})
         return Asked(number=trial.number, spec=spec, values=trial.params, resumed=resumed, reason=reason)
 
     def curve(self, number: int) -> Mapping[int, float]:
