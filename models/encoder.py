@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from models.checks import require
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SessionSpec:
@@ -27,20 +29,32 @@ class SessionSpec:
 
     def __post_init__(self) -> None:
         """Refuse what no readout could be built for."""
-        if not self.session or "." in self.session:
-            raise ValueError(f"session is {self.session!r}, but must be a non-empty name without dots")
-        if self.num_neurons < 1:
-            raise ValueError(f"num_neurons of {self.session} is {self.num_neurons}, but must be at least 1")
-        if self.coordinates_um.shape != (self.num_neurons, 3):
-            raise ValueError(
-                f"coordinates_um of {self.session} is {tuple(self.coordinates_um.shape)}, "
-                f"but must be ({self.num_neurons}, 3)"
-            )
-        if self.mean_response.shape != (self.num_neurons,):
-            raise ValueError(
-                f"mean_response of {self.session} is {tuple(self.mean_response.shape)}, "
-                f"but must be ({self.num_neurons},)"
-            )
+        is_name = isinstance(self.session, str) and self.session != "" and "." not in self.session
+        require(is_name, "session", self.session, "a non-empty name without dots")
+        counts = isinstance(self.num_neurons, int) and self.num_neurons >= 1
+        require(counts, f"num_neurons of {self.session}", self.num_neurons, "a whole number of at least 1")
+        wanted = {"coordinates_um": (self.num_neurons, 3), "mean_response": (self.num_neurons,)}
+        for name, shape in wanted.items():
+            values = getattr(self, name)
+            require(values.shape == shape, f"{name} of {self.session}", tuple(values.shape), f"{shape}")
+            # The cost model's tensors have no contents.
+            if not values.is_meta and not torch.isfinite(values).all():
+                number = int((~torch.isfinite(values)).sum())
+                raise ValueError(
+                    f"{name} of {self.session} has {number} numbers that are not finite, which would reach "
+                    "every neuron's prediction: leave these neurons out"
+                )
+
+
+def check_sessions(sessions: Sequence[SessionSpec]) -> None:
+    """Refuse sessions that an encoder could not tell apart, or none at all.
+
+    Raises:
+        ValueError: there is no session, or two have one name.
+    """
+    names = [spec.session for spec in sessions]
+    require(len(names) > 0, "sessions", names, "one or more")
+    require(len(set(names)) == len(names), "sessions", names, "of different names: each has its own readout")
 
 
 @runtime_checkable

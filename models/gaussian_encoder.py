@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 from models.checks import require, require_choice
-from models.encoder import Core, Encoder, SessionSpec
+from models.encoder import Core, Encoder, SessionSpec, check_sessions
 from models.nonlinearities import OUTPUTS
 from models.positions import COVARIANCES, Covariance
 from models.readouts.gaussian import GaussianReadout
@@ -44,7 +44,7 @@ def check_readout_settings(config: GaussianEncoderConfig) -> None:
     """Refuse settings that cannot work."""
     require(config.position_hidden >= 1, "position_hidden", config.position_hidden, "at least 1")
     require(config.position_sigma > 0, "position_sigma", config.position_sigma, "positive")
-    require(config.weight_spread >= 0, "weight_spread", config.weight_spread, "not negative")
+    require(config.weight_spread >= 0, "weight_spread", config.weight_spread, "at least 0")
     require_choice("position_covariance", config.position_covariance, COVARIANCES)
     require(config.shifter_hidden >= 0, "shifter_hidden", config.shifter_hidden, "at least 0")
     require_choice("output", config.output, OUTPUTS)
@@ -54,6 +54,7 @@ def build_gaussian_encoder(
     core: Core, sessions: Sequence[SessionSpec], config: GaussianEncoderConfig
 ) -> Encoder:
     """Give a core a Gaussian readout and a shifter for each session."""
+    check_sessions(sessions)
     readouts = {
         spec.session: GaussianReadout(
             spec,

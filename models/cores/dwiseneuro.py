@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from models.checks import check_types, require, require_counts, require_rates
 from models.cores.depthwise import DepthwiseConfig, DepthwiseCore, initialize_convolutions
-from models.encoder import Encoder, SessionSpec
+from models.encoder import Encoder, SessionSpec, check_sessions
 from models.nonlinearities import Softplus
 from models.readouts.cortex import GroupedReadout
 
@@ -56,36 +57,26 @@ class DwiseNeuroConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built."""
-        for name in ("stem_channels", "expansion", "squeeze", "groups"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1")
+        check_types(self)
+        require_counts(self, "stem_channels", "expansion", "squeeze", "groups")
+        require_rates(self, "drop_path", "cortex_drop_path", "readout_dropout")
+        require(self.softplus_beta > 0, "softplus_beta", self.softplus_beta, "positive")
         for name in ("canvas", "channels", "strides", "cortex_channels"):
             value = getattr(self, name)
-            if not value or any(entry < 1 for entry in value):
-                raise ValueError(f"{name} is {value}, but must be one or more numbers of at least 1")
-        for name in ("drop_path", "cortex_drop_path", "readout_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 0 and less than 1")
+            are_counts = len(value) > 0 and min(value) >= 1
+            require(are_counts, name, value, "one or more numbers of at least 1")
         for name in ("spatial_kernel", "temporal_kernel"):
-            if getattr(self, name) < 1 or getattr(self, name) % 2 == 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, but must be odd: padding keeps the size")
+            size = getattr(self, name)
+            require(size >= 1 and size % 2 == 1, name, size, "odd: padding keeps the size")
         self._check_together()
 
     def _check_together(self) -> None:
-        if len(self.canvas) != 2:
-            raise ValueError(f"canvas is {self.canvas}, but must be rows and columns")
-        if len(self.strides) != len(self.channels):
-            raise ValueError(
-                f"strides is {self.strides}, but must have one entry per block, {len(self.channels)}"
-            )
+        num_blocks = len(self.channels)
+        one_each = f"one entry per block, {num_blocks}"
+        require(len(self.strides) == num_blocks, "strides", self.strides, one_each)
         for width in (self.channels[-1], *self.cortex_channels):
-            if width % self.groups:
-                raise ValueError(
-                    f"groups is {self.groups}, but must divide the last of channels and all of "
-                    f"cortex_channels, {width}"
-                )
-        if self.softplus_beta <= 0:
-            raise ValueError(f"softplus_beta is {self.softplus_beta}, but must be positive")
+            rule = f"a divisor of the last of channels and all of cortex_channels, {width}"
+            require(width % self.groups == 0, "groups", self.groups, rule)
 
     @property
     def warmup_frames(self) -> int:
@@ -116,6 +107,7 @@ class DwiseNeuroConfig:
 
     def build(self, sessions: Sequence[SessionSpec], frame_shape: tuple[int, int]) -> Encoder:
         """Build the encoder; parameters are drawn from torch's current generator."""
+        check_sessions(sessions)
         core = DepthwiseCore(self.core, frame_shape, canvas=self.canvas)
         readouts = {
             spec.session: GroupedReadout(

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.checks import require
+from models.checks import check_types, require, require_counts
 from models.encoder import Core, Encoder, SessionSpec
 from models.fixed_norm import gain_and_offset
 from models.gaussian_encoder import build_gaussian_encoder, check_readout_settings
@@ -61,12 +61,11 @@ class FactorizedConfig:
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot work."""
+        check_types(self)
         layers = len(self.channels) > 0 and min(self.channels) > 0
         require(layers, "channels", self.channels, "one positive number for each layer")
-        for name in ("input_spatial_kernel", "hidden_spatial_kernel"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("input_temporal_kernel", "hidden_temporal_kernel"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        require_counts(self, "input_spatial_kernel", "hidden_spatial_kernel")
+        require_counts(self, "input_temporal_kernel", "hidden_temporal_kernel")
         for name in ("spatial_smoothness", "temporal_smoothness"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         require(0 < self.norm_momentum <= 1, "norm_momentum", self.norm_momentum, "above 0 and at most 1")

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.checks import require
+from models.checks import check_types, require, require_counts
 from models.conv_gru import ConvGRU
 from models.cores.hermite import HermiteKernels
 from models.encoder import Core, Encoder, SessionSpec
@@ -74,8 +74,8 @@ class GRUConfig:
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot work."""
-        for name in ("num_layers", "features", "num_rotations", "input_kernel", "gru_channels"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        check_types(self)
+        require_counts(self, "num_layers", "features", "num_rotations", "input_kernel", "gru_channels")
         for name in ("hidden_kernel", "gru_input_kernel", "gru_recurrent_kernel"):
             size = getattr(self, name)
             require(size >= 1 and size % 2 == 1, name, size, "odd, so that maps keep their size")

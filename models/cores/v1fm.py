@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import get_args
 
+from models.checks import check_types, require, require_choice, require_counts, require_rates
 from models.cores.swin3d import BlockNorm, SwinConfig, SwinCore
-from models.encoder import Encoder, Readout, SessionSpec
+from models.encoder import Encoder, Readout, SessionSpec, check_sessions
 from models.heads import HeadsEncoder, HeadsReadout
 from models.nonlinearities import OUTPUTS
 from models.readouts.hierarchical import Fusion, HierarchicalReadout
@@ -83,75 +84,41 @@ class V1FMConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built."""
-        self._check_numbers()
+        check_types(self)
+        require_counts(self, "clip_frames", "channels", "depth", "num_heads", "mlp_channels")
+        require_counts(self, "position_hidden", "shifter_hidden")
+        require_rates(self, "dropout", "drop_path")
+        require_choice("output", self.output, OUTPUTS)
+        require(self.init_sigma > 0, "init_sigma", self.init_sigma, "positive")
+        require(self.weight_spread >= 0, "weight_spread", self.weight_spread, "at least 0")
         self._check_windows()
         self._check_divisions()
         self._check_levels()
-        for name, choices in (("block_norm", get_args(BlockNorm)), ("output", tuple(OUTPUTS))):
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)!r}, but must be one of {', '.join(choices)}"
-                )
-
-    def _check_numbers(self) -> None:
-        counts = (
-            "clip_frames",
-            "channels",
-            "depth",
-            "num_heads",
-            "mlp_channels",
-            "position_hidden",
-            "shifter_hidden",
-        )
-        for name in counts:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1")
-        for name in ("dropout", "drop_path"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 0 and less than 1")
-        if self.init_sigma <= 0:
-            raise ValueError(f"init_sigma is {self.init_sigma}, but must be positive")
-        if self.weight_spread < 0:
-            raise ValueError(f"weight_spread is {self.weight_spread}, but must not be negative")
 
     def _check_windows(self) -> None:
         for name, least in (("patch", 1), ("window", 1), ("shift", 0)):
             value = getattr(self, name)
-            if len(value) != 3 or any(size < least for size in value):
-                raise ValueError(f"{name} is {value}, but must be three numbers of at least {least}")
-        if any(shift >= window for shift, window in zip(self.shift, self.window, strict=True)):
-            raise ValueError(
-                f"shift is {self.shift}, but must be less than window, {self.window}, on each axis"
-            )
+            require(min(value) >= least, name, value, f"three numbers of at least {least}")
+        is_less = all(shift < window for shift, window in zip(self.shift, self.window, strict=True))
+        require(is_less, "shift", self.shift, f"less than window, {self.window}, on each axis")
 
     def _check_divisions(self) -> None:
-        if self.clip_frames % self.patch[0]:
-            raise ValueError(
-                f"clip_frames is {self.clip_frames}, but must be a multiple of patch[0], {self.patch[0]}"
-            )
-        if self.channels % self.num_heads:
-            raise ValueError(
-                f"channels is {self.channels}, but must be a multiple of num_heads, {self.num_heads}"
-            )
-        if self.channels % self.patch[0]:
-            raise ValueError(
-                f"channels is {self.channels}, but must be a multiple of patch[0], {self.patch[0]}: "
-                "the behavior of a patch's frames lies side by side in the channels"
-            )
+        frames = self.patch[0]
+        multiple = f"a multiple of patch[0], {frames}"
+        require(self.clip_frames % frames == 0, "clip_frames", self.clip_frames, multiple)
+        heads = f"a multiple of num_heads, {self.num_heads}"
+        require(self.channels % self.num_heads == 0, "channels", self.channels, heads)
+        why = f"{multiple}: the behavior of a patch's frames lies side by side in the channels"
+        require(self.channels % frames == 0, "channels", self.channels, why)
 
     def _check_levels(self) -> None:
-        if any(level < 2 for level in self.levels) or any(a >= b for a, b in pairwise(self.levels)):
-            raise ValueError(
-                f"levels is {self.levels}, but must be ascending numbers of at least 2 (level 1 is built in)"
-            )
-        if self.fusion not in get_args(Fusion):
-            raise ValueError(f"fusion is {self.fusion!r}, but must be one of {', '.join(get_args(Fusion))}")
-        if self.fusion == "adaptive" and not self.levels:
-            raise ValueError(
-                "fusion is 'adaptive', but must be 'mean' without coarse levels: there is nothing to weigh"
-            )
-        if len(set(self.heads)) < len(self.heads):
-            raise ValueError(f"heads is {self.heads}, but must name each head once")
+        is_ascending = all(a < b for a, b in pairwise((1, *self.levels)))
+        ascending = "ascending numbers of at least 2 (level 1 is built in)"
+        require(is_ascending, "levels", self.levels, ascending)
+        has_levels = self.fusion != "adaptive" or len(self.levels) > 0
+        nothing = "'mean' without coarse levels: there is nothing to weigh"
+        require(has_levels, "fusion", self.fusion, nothing)
+        require(len(set(self.heads)) == len(self.heads), "heads", self.heads, "of names that each stand once")
         for index in range(len(self.heads)):
             self.head(index)
 
@@ -206,6 +173,7 @@ class V1FMConfig:
 
     def build(self, sessions: Sequence[SessionSpec], frame_shape: tuple[int, int]) -> Encoder:
         """Build the encoder; parameters are drawn from torch's current generator."""
+        check_sessions(sessions)
         core = SwinCore(self.core, frame_shape, clip_frames=self.clip_frames)
         heads = [self.head(index) for index in range(len(self.heads))]
         readouts: dict[str, Readout] = {

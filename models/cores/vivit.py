@@ -2,21 +2,22 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from models.encoder import Core, Encoder, SessionSpec
+from models.checks import check_types, require, require_choice, require_counts, require_rates
+from models.encoder import Core, Encoder, SessionSpec, check_sessions
 from models.nonlinearities import OUTPUTS
 from models.position_encodings import PositionEncoding, PositionEncodingName
 from models.readouts.behavior_gaussian import BehaviorGaussianReadout
 from models.readouts.gaussian import GaussianReadout
 from models.shifter import Shifter
 from models.tokenizer import PatchGrid, Tokenizer
-from models.transformer import ACTIVATIONS, BLOCKS, BlockConfig, BlockName, FeedForwardActivation, Transformer
+from models.transformer import BlockConfig, BlockName, FeedForwardActivation, Transformer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,24 +94,15 @@ class ViViTConfig:
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built."""
-        for name in _AT_LEAST_ONE:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 1")
-        for name in _RATES:
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least 0 and less than 1")
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)!r}, but must be one of {', '.join(choices)}"
-                )
-        if self.weight_spread < 0:
-            raise ValueError(f"weight_spread is {self.weight_spread}, but must not be negative")
+        check_types(self)
+        require_counts(self, *_AT_LEAST_ONE)
+        require_rates(self, *_RATES)
+        require_choice("output", self.output, OUTPUTS)
+        require(self.position_sigma > 0, "position_sigma", self.position_sigma, "positive")
+        require(self.weight_spread >= 0, "weight_spread", self.weight_spread, "at least 0")
         for name, limit in _LIMITS.items():
-            if getattr(self, name) > getattr(self, limit):
-                raise ValueError(
-                    f"{name} is {getattr(self, name)}, but must be at most {limit}, {getattr(self, limit)}"
-                )
+            most = getattr(self, limit)
+            require(getattr(self, name) <= most, name, getattr(self, name), f"at most {limit}, {most}")
 
     @property
     def warmup_frames(self) -> int:
@@ -149,6 +141,7 @@ class ViViTConfig:
 
     def build(self, sessions: Sequence[SessionSpec], frame_shape: tuple[int, int]) -> Encoder:
         """Build the encoder; parameters are drawn from torch's current generator."""
+        check_sessions(sessions)
         core = ViViTCore(self, frame_shape)
         readout = BehaviorGaussianReadout if self.readout_behavior else GaussianReadout
         readouts = {
@@ -180,15 +173,9 @@ _AT_LEAST_ONE = (
     "num_heads",
     "head_dim",
     "ff_dim",
+    "max_frames",
 )
 _RATES = ("patch_dropout", "attention_dropout", "ff_dropout", "drop_path")
-_CHOICES = {
-    "position_encoding": get_args(PositionEncodingName),
-    "ff_activation": tuple(ACTIVATIONS),
-    "block": tuple(BLOCKS),
-    "behavior": ("none", "channels"),
-    "output": tuple(OUTPUTS),
-}
 _LIMITS = {
     "spatial_patch_stride": "spatial_patch_size",
     "temporal_patch_stride": "temporal_patch_size",

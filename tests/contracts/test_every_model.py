@@ -1,9 +1,11 @@
 """What every family must do. A new one adds a row to ``TINY`` and a list of parameter names."""
 
 import copy
+import re
 import subprocess
 import sys
 import textwrap
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -73,6 +75,12 @@ TINY = {
     ),
 }
 
+NEED_ROOM = {"factorized", "gru", "vivit"}
+"""Families whose kernels or patches, as above, do not fit into five rows."""
+
+TAKE_ONE_LENGTH = {"v1fm"}
+"""Families whose clips always have the same number of frames."""
+
 FAMILIES = pytest.mark.parametrize("family", sorted(MODELS))
 
 
@@ -92,12 +100,11 @@ def build(config: ModelConfig, *, neurons=(5, 7), seed=0):
         return config.build([session(f"mouse{n}", n) for n in neurons], FRAME)
 
 
-def clips(family: str, *, num_clips=2, seed=1):
-    num_frames = 10
+def clips(family: str, *, num_clips=2, num_frames=10, frame=FRAME, seed=1):
     assert num_frames > TINY[family].warmup_frames
     generator = torch.Generator().manual_seed(seed)
     return (
-        torch.randn(num_clips, 1, num_frames, *FRAME, generator=generator),
+        torch.randn(num_clips, 1, num_frames, *frame, generator=generator),
         torch.randn(num_clips, 2, num_frames, generator=generator),
         torch.randn(num_clips, 2, num_frames, generator=generator),
     )
@@ -227,6 +234,83 @@ def test_a_clip_without_a_frame_to_predict_is_refused(family):
         build(TINY[family])(
             video[:, :, :frames], behavior[..., :frames], pupil[..., :frames], session="mouse7"
         )
+
+
+def wrong_values(value):
+    """Return values that are not what a field with this one holds."""
+    if isinstance(value, bool):
+        return [1, "yes", None]
+    if isinstance(value, int):
+        return ["3", 2.5, True, None, float("nan"), (1,), -1]
+    if isinstance(value, float):
+        return ["0.1", True, None, float("nan"), float("inf"), (0.1,), -1.0]
+    if isinstance(value, str):
+        return [1, None, "no such word", ("mean",)]
+    return [list(value), 1, None, "12", (None,), ("x", 1.5, True)]
+
+
+@FAMILIES
+def test_a_value_that_does_not_fit_its_field_is_refused_with_field_value_and_rule(family):
+    config = make_model(family)
+    for field in fields(config):
+        for wrong in wrong_values(getattr(config, field.name)):
+            changed = copy.copy(config)
+            # The tests' type checker would refuse some of them before the configuration can.
+            object.__setattr__(changed, field.name, wrong)
+            start = re.escape(f"{field.name} is {wrong!r}, but must ")
+            with pytest.raises(ValueError, match=f"^{start}"):
+                changed.__post_init__()
+
+
+@FAMILIES
+@pytest.mark.parametrize("frame", [(1, 1), (3, 5), (11, 17)])
+def test_frames_of_any_size_work_or_are_refused_by_name(family, frame):
+    config, sessions = TINY[family], [session("mouse1", 1), session("mouse3", 3)]
+    if family in NEED_ROOM and frame != (11, 17):
+        with pytest.raises(ValueError, match=r"^(frame_shape|spatial_patch_size) is .*, but must be"):
+            config.build(sessions, frame)
+        return
+    encoder = config.build(sessions, frame)
+    for num_neurons in (1, 3):
+        video, behavior, pupil = clips(family, num_clips=1, frame=frame)
+        rates = encoder.train()(video, behavior, pupil, session=f"mouse{num_neurons}")
+        rates.sum().backward()
+        assert rates.shape == (1, num_neurons, 10 - config.warmup_frames)
+        assert torch.isfinite(rates).all()
+
+
+@FAMILIES
+def test_the_shortest_clip_gives_one_frame_or_is_refused(family):
+    config = TINY[family]
+    encoder = build(config).eval()
+    num_frames = config.warmup_frames + 1
+    clip = clips(family, num_clips=1, num_frames=num_frames)
+    if family in TAKE_ONE_LENGTH:
+        with pytest.raises(ValueError, match=f"has {num_frames} frames, but must have"):
+            encoder(*clip, session="mouse5")
+        return
+    rates = encoder(*clip, session="mouse5")
+    assert rates.shape == (1, 5, 1)
+    assert torch.isfinite(rates).all()
+
+
+@FAMILIES
+def test_sessions_that_no_encoder_could_tell_apart_are_refused(family):
+    config = TINY[family]
+    with pytest.raises(ValueError, match=r"sessions is \[\], but must be one or more"):
+        config.build([], FRAME)
+    with pytest.raises(ValueError, match=r"sessions is \['a', 'a'\], but must be of different names"):
+        config.build([session("a", 3), session("a", 4)], FRAME)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["coordinates_um", "mean_response"])
+def test_neurons_without_a_place_or_response_are_refused(name, wrong):
+    good = session("mouse", 3)
+    changed = {"coordinates_um": good.coordinates_um.clone(), "mean_response": good.mean_response.clone()}
+    changed[name][1] = wrong
+    with pytest.raises(ValueError, match=f"{name} of mouse has . numbers that are not finite"):
+        SessionSpec(session="mouse", num_neurons=3, **changed)
 
 
 def test_an_unknown_family_is_refused_with_the_nearest():

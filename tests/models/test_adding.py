@@ -13,6 +13,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "adding.md"
 
 def example(tmp_path, monkeypatch):
     code = PAGE.read_text().split("```python\n")[1].split("```")[0]
+    assert len(code.splitlines()) <= 60
     (tmp_path / "pooled_example.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "pooled_example", raising=False)

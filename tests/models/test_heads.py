@@ -55,7 +55,7 @@ def test_heads_are_cut_out_whole():
 @pytest.mark.parametrize(
     ("heads", "words"),
     [(("mean",), "head is 'mean'"), (("sum-2",), "head is 'sum-2'"), (("mean-x",), "head is 'mean-x'"),
-     (("plain", "plain"), "name each head once"), (("mean-1",), "must be ascending")],
+     (("plain", "plain"), "of names that each stand once"), (("mean-1",), "must be ascending")],
 )  # fmt: skip
 def test_heads_that_are_none_are_refused(heads, words):
     with pytest.raises(ValueError, match=words):
