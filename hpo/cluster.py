@@ -56,6 +56,7 @@ class ClusterConfig:
         dashboard: start Ray's dashboard, too.
         max_restarts: how often a run whose process died is tried again.
         wait_seconds: for a machine to run on, at the start and when none is left; then the search ends.
+        run_timeout_seconds: a run that finishes no epoch for so long has hung and is given up; None: never.
         verbose: show what Ray writes.
     """
 
@@ -69,6 +70,7 @@ class ClusterConfig:
     dashboard: bool = False
     max_restarts: int = 2
     wait_seconds: float = 1200.0
+    run_timeout_seconds: float | None = None
     verbose: bool = False
 
     def __post_init__(self) -> None:
@@ -80,6 +82,8 @@ class ClusterConfig:
             raise ValueError(f"cpus_per_worker is {self.cpus_per_worker}, but must be above 0")
         if self.gpus_per_worker < 0:
             raise ValueError(f"gpus_per_worker is {self.gpus_per_worker}, but must be at least 0")
+        if self.run_timeout_seconds is not None and self.run_timeout_seconds <= 0:
+            raise ValueError(f"run_timeout_seconds is {self.run_timeout_seconds}, but must be above 0")
         if self.lane == "actors" and self.workers_per_run > 1:
             raise ValueError(f"workers_per_run is {self.workers_per_run}, but an actor is one process")
         if self.lane != "actors" and self.gpus_per_worker % 1:

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+from hpo.hanging import why_it_hung
 from hpo.identity import StudyError
 from hpo.memory import too_many_clips
 from hpo.study import Asked, Study, run_folder
@@ -142,8 +143,8 @@ class Driver:
     def died(self, number: int, reason: str, *, again: bool = False) -> None:
         """Note that a run's process died.
 
-        While stopping, the run is left for the next driver. If it had too little memory it is made again in
-        smaller parts; they get too small after some attempts.
+        A run that hung would hang again. While stopping, another is left for the next driver. If it had too
+        little memory it is made again in smaller parts; they get too small after some attempts.
 
         Args:
             number: of the run.
@@ -151,6 +152,10 @@ class Driver:
             again: it was not.
         """
         if number not in self.study.live:
+            return
+        hung = why_it_hung(self.folder(number))
+        if hung is not None:
+            self._end(number, self.result(number, Outcome.FAILED, hung))
             return
         clips = too_many_clips(self.folder(number))
         shrinks = clips is not None and clips < self._clips.get(number, math.inf)

@@ -14,6 +14,7 @@ from data.local_copies import local_store
 from data.recording import Recording, open_store
 from hpo.cluster import ClusterConfig
 from hpo.driver import OnEpoch
+from hpo.hanging import HangWatch
 from hpo.memory import MemoryWatch, too_many_clips
 from training.material import SelectOn
 from training.ranks import Ranks, from_first
@@ -36,6 +37,7 @@ class TrainingObjective:
         threads: of the CPU, for torch.
         memory_bytes: a process that needs more than this ends itself before the machine must choose whom to
             kill; None for no limit.
+        run_timeout_seconds: a process that finishes no epoch for so long ends itself; None for no limit.
     """
 
     store: Path
@@ -43,6 +45,7 @@ class TrainingObjective:
     select_on: SelectOn = "holdout"
     threads: int = 1
     memory_bytes: int | None = None
+    run_timeout_seconds: float | None = None
 
     def __call__(
         self, spec: RunSpec, folder: Path, on_epoch: OnEpoch, ranks: Ranks | None = None
@@ -55,7 +58,13 @@ class TrainingObjective:
             if clips == 0:
                 return _ended(spec, folder, Outcome.INFEASIBLE, "out of memory with a single clip at a time")
             compute = spec.compute if clips is None else replace(spec.compute, micro_batch=clips)
-            with MemoryWatch(folder, clips=clips or spec.loader.batch_size, limit_bytes=self.memory_bytes):
+            # If another process of the run hangs, the first waits for it.
+            timeout = self.run_timeout_seconds if ranks.is_first else None
+            with (
+                MemoryWatch(folder, clips=clips or spec.loader.batch_size, limit_bytes=self.memory_bytes),
+                HangWatch(folder, limit_seconds=timeout) as watch,
+            ):
+                on_epoch = watch.between(on_epoch)
                 result = self._train(replace(spec, compute=compute), recordings, folder, on_epoch, ranks)
         return replace(pruned_if_diverged(result), spec=spec)
 
@@ -84,6 +93,8 @@ class ClusterObjective:
         gpus_per_worker: GPUs of each.
         select_on: what scores of epochs look at.
         max_failures: how often workers that died are replaced.
+        run_timeout_seconds: this process ends itself when its workers finish no epoch for so long, waiting
+            for machines included; None for no limit.
     """
 
     store: Path
@@ -92,13 +103,18 @@ class ClusterObjective:
     gpus_per_worker: int = 0
     select_on: SelectOn = "holdout"
     max_failures: int = 2
+    run_timeout_seconds: float | None = None
 
     def __call__(self, spec: RunSpec, folder: Path, on_epoch: OnEpoch) -> RunResult:
         """Train on workers and wait for them."""
         # Ray Train is imported in two seconds, by the processes that use it only.
         from training.cluster import train_on_cluster
 
-        with alone_in(folder, Ranks()):
+        with (
+            alone_in(folder, Ranks()),
+            HangWatch(folder, limit_seconds=self.run_timeout_seconds) as watch,
+        ):
+            on_epoch = watch.between(on_epoch)
             for report in finished_epochs(spec, open_store(self.store), folder):
                 if not on_epoch(report):
                     return _ended(spec, folder, Outcome.PRUNED, epochs=report.epoch)
@@ -139,6 +155,7 @@ def make_objective(
             gpus_per_worker=int(cluster.gpus_per_worker),
             select_on=select_on,
             max_failures=cluster.max_restarts,
+            run_timeout_seconds=cluster.run_timeout_seconds,
         )
     return TrainingObjective(
         store=recordings[0].store,
@@ -146,6 +163,7 @@ def make_objective(
         select_on=select_on,
         threads=int(cluster.cpus_per_worker),
         memory_bytes=None if cluster.gpus_per_worker > 0 else memory_bytes,
+        run_timeout_seconds=cluster.run_timeout_seconds,
     )
 
 

@@ -90,6 +90,8 @@ def make_plan(parsed: argparse.Namespace) -> SearchPlan:
     )
     if parsed.runs < 1:
         raise ValueError(f"--runs is {parsed.runs}, but must be at least 1")
+    if parsed.run_timeout is not None and parsed.run_timeout <= 0:
+        raise ValueError(f"--run-timeout is {parsed.run_timeout:g}, but must be above 0 minutes")
     base = replace(recipe(parsed.space, scale=scale), epochs=max_epochs, seed=parsed.seed)
     bounds = Bounds(pinned=read_pairs(parsed.set), narrowed=read_ranges(parsed.narrow))
     lane = choose_lane(parsed.lane, workers_per_run=parsed.workers_per_run, is_short=scale == "demo")
@@ -143,6 +145,7 @@ def _cluster(parsed: argparse.Namespace, *, scale: Scale, lane: LaneChoice) -> C
         gpus_per_worker=gpus_per_run / workers,
         address=parsed.address,
         wait_seconds=60 * parsed.wait,
+        run_timeout_seconds=None if parsed.run_timeout is None else 60 * parsed.run_timeout,
         verbose=parsed.verbose,
     )
 

@@ -68,6 +68,12 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     how.add_argument("--seed", type=int, default=0, help="of the proposals and of all runs")
     how.add_argument("--time-budget", type=float, metavar="MINUTES", help="stop gracefully after this time")
     how.add_argument("--gpu-hours", type=float, metavar="HOURS", help="stop gracefully after this GPU time")
+    how.add_argument(
+        "--run-timeout",
+        type=float,
+        metavar="MINUTES",
+        help="a run that finishes no epoch for so long has hung: it failed, others go on (default: never)",
+    )
     how.add_argument("--confirm", type=int, default=0, metavar="K", help="make the best K again, other seeds")
     how.add_argument("--confirm-seeds", type=int, default=3, metavar="N", help="further seeds (default: 3)")
     how.add_argument("--keep", type=int, default=5, metavar="K", help="best runs that keep their checkpoints")

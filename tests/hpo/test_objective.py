@@ -1,4 +1,4 @@
-"""What a worker does with a run: memory that is too little, a process that has lost its driver."""
+"""What a worker does with a run: too little memory, an epoch without end, a process without a driver."""
 
 import multiprocessing
 import time
@@ -6,6 +6,7 @@ import time
 import pytest
 from training_runs import tiny_spec
 
+from hpo.hanging import HUNG_FILE, HangWatch, why_it_hung
 from hpo.memory import MEMORY_FILE, too_many_clips
 from hpo.objective import TrainingObjective, alone_in
 from training.ranks import Ranks
@@ -42,6 +43,36 @@ def test_a_process_with_too_little_memory_ends_itself_and_halves_its_clips(recor
     result = objective(spec, tmp_path / "0000", go_on)
     assert result.outcome is Outcome.INFEASIBLE
     assert result.error == "out of memory with a single clip at a time"
+
+
+def test_a_process_that_finishes_no_epoch_in_time_ends_itself_and_says_where_it_was(recordings, tmp_path):
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["hpo_search", "training_runs"])
+    # No epoch takes a millisecond only.
+    objective = objective_for(recordings, run_timeout_seconds=0.001)
+    process = context.Process(target=train, args=(objective, tiny_spec(epochs=1), tmp_path / "0000"))
+    process.start()
+    process.join()
+    assert process.exitcode == 1
+    assert why_it_hung(tmp_path / "0000").startswith("it finished no epoch for 0:00:00.001")
+    assert "objective.py" in (tmp_path / "0000" / HUNG_FILE).read_text()
+    patient = objective_for(recordings, run_timeout_seconds=600.0)
+    assert patient(tiny_spec(epochs=2), tmp_path / "0000", go_on).outcome is Outcome.FINISHED
+    assert why_it_hung(tmp_path / "0000") is None
+
+
+def answer_slowly(folder, *, seconds):
+    with HangWatch(folder, limit_seconds=0.5) as watch:
+        watch.between(lambda _: time.sleep(seconds) is None)(None)
+
+
+def test_waiting_for_the_drivers_answer_is_not_hanging(tmp_path):
+    process = multiprocessing.get_context("forkserver").Process(
+        target=answer_slowly, args=(tmp_path,), kwargs={"seconds": 1.0}
+    )
+    process.start()
+    process.join()
+    assert process.exitcode == 0
 
 
 def test_smaller_parts_give_nearly_the_same_score(recordings, tmp_path):
