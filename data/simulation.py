@@ -15,7 +15,7 @@ from jaxtyping import Float
 from data.behavior import PROFILES, Traces, shift_by_gaze, simulate_traces
 from data.calcium import averaging_matrix, draw_trace, sample_times
 from data.experiment import PlannedMouse, SimulationConfig, plan_mouse
-from data.movies import MovieLibrary
+from data.movies import MovieClips
 from data.population import Population, draw_cells, draw_coordinates, draw_unit_ids
 from data.raw_format import RawWriter
 from data.recording import Stimulus
@@ -34,7 +34,7 @@ def simulate(
     to: Path,
     config: SimulationConfig,
     *,
-    movies: MovieLibrary | None = None,
+    movies: MovieClips | None = None,
     on_progress: OnProgress | None = None,
 ) -> list[Path]:
     """Write the recordings of all mice and return their folders.
@@ -44,11 +44,9 @@ def simulate(
     Args:
         to: folder for the mouse folders and ``truth``.
         config: what to simulate.
-        movies: real movies instead of natural-like noise.
+        movies: natural clips from films instead of natural-like noise.
         on_progress: told about every trial.
     """
-    if movies is not None:
-        movies.require(config.movie_clips_per_set * ((config.mice + 1) // 2))
     folders = []
     for mouse in range(config.mice):
         plan = plan_mouse(config, mouse)
@@ -69,7 +67,7 @@ def _simulate_mouse(
     plan: PlannedMouse,
     config: SimulationConfig,
     *,
-    movies: MovieLibrary | None,
+    movies: MovieClips | None,
     on_progress: OnProgress | None,
 ) -> None:
     subject = _Subject(plan, config, movies=movies)
@@ -110,7 +108,7 @@ def _simulate_mouse(
 class _Subject:
     """A mouse in front of the screen: its neurons, eyes and habits."""
 
-    def __init__(self, plan: PlannedMouse, config: SimulationConfig, *, movies: MovieLibrary | None) -> None:
+    def __init__(self, plan: PlannedMouse, config: SimulationConfig, *, movies: MovieClips | None) -> None:
         generator = np.random.default_rng([config.seed, plan.mouse, 3])
         num_neurons = config.num_neurons(plan.mouse)
         self.unit_ids = draw_unit_ids(num_neurons, generator)
@@ -171,11 +169,11 @@ class _Subject:
     def _frames(self, video: Video, times: tuple[int, ...] | None) -> Float[np.ndarray, "t h w"]:
         config = self._config
         if self._movies is not None and video.stimulus is Stimulus.MOVIE:
-            return self._movies.clip(video.stimulus_set * config.movie_clips_per_set + video.number)
+            return self._movies.draw(video, times=times)
         return draw_video(video, frame_shape=config.frame_shape, times=None if times is None else list(times))
 
 
-def _settings(config: SimulationConfig, movies: MovieLibrary | None) -> dict[str, object]:
+def _settings(config: SimulationConfig, movies: MovieClips | None) -> dict[str, object]:
     """Return what makes one simulation differ from another, as JSON stores it."""
     settings = asdict(config) | {"movies": None if movies is None else movies.fingerprint}
     restored: dict[str, object] = json.loads(json.dumps(settings))

@@ -6,7 +6,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from data.experiment import SimulationConfig
-from data.movies import MovieLibrary
+from data.films import bundled_films, find_films
+from data.movies import MovieClips
 from data.simulation import count_trials, simulate
 
 FAILED, INTERRUPTED = 1, 130
@@ -26,10 +27,9 @@ def simulate_command(parsed: argparse.Namespace) -> int:
         )
         movies = None
         if parsed.movies is not None:
-            movies = MovieLibrary(
-                parsed.movies, clip_frames=config.clip_frames, frame_shape=config.frame_shape
-            )
-            console.print(f"movies: {movies}")
+            files = bundled_films() if parsed.movies is True else find_films(parsed.movies)
+            movies = MovieClips.for_simulation(files, config)
+            console.print(f"movies: {movies}", highlight=False, soft_wrap=True)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=console) as progress:
             task = progress.add_task("simulating", total=count_trials(config))

@@ -119,7 +119,11 @@ def jittered(times: list[int], *, stimulus: Stimulus, generator: np.random.Gener
 
 
 def draw_video(
-    video: Video, *, frame_shape: FrameShape, times: list[int] | None = None
+    video: Video,
+    *,
+    frame_shape: FrameShape,
+    times: list[int] | None = None,
+    draw: Callable[[int, int], Float[np.ndarray, "t h w"]] | None = None,
 ) -> Float[np.ndarray, "t h w"]:
     """Draw a video, grey levels 0..255.
 
@@ -127,6 +131,7 @@ def draw_video(
         video: what to draw.
         frame_shape: height and width in pixels.
         times: where the cuts come in this presentation (``jittered``); None for the nominal ones.
+        draw: draws so many frames of a segment instead of ``draw_segment``.
     """
     nominal = cut_times(video)
     times = nominal if times is None else times
@@ -134,7 +139,10 @@ def draw_video(
     for segment, (start, stop) in enumerate(pairwise(times)):
         first = nominal[segment] - 1
         length = nominal[segment + 1] - first + 1
-        drawn = draw_segment(video, segment, num_frames=length, frame_shape=frame_shape)
+        if draw is None:
+            drawn = draw_segment(video, segment, num_frames=length, frame_shape=frame_shape)
+        else:
+            drawn = draw(segment, length)
         frames[start:stop] = drawn[start - first : stop - first]
     return frames
 
