@@ -5,11 +5,13 @@
 
 The same tiny training is made in every way, in short runs and in long ones. A line through both gives seconds
 per run and per epoch; what a lane has more than the plain loop is its overhead. Starting (the group of
-workers of the warm lane, for one) is counted apart: what one run takes, less a run and its epochs.
+workers of the warm lane, for one) is counted apart: what one run takes, less a run and its epochs. Every
+search is timed ``--repeats`` times, and the medians count.
 """
 
 import argparse
 import logging
+import statistics
 import sys
 import tempfile
 import time
@@ -134,24 +136,21 @@ def driven(recordings: list[Recording], lane: Lane | None) -> Way:
     return search
 
 
-def measure(way: Way, folder: Path, *, runs: int, short: int, long: int) -> Spent:
+def measure(way: Way, folder: Path, *, runs: int, short: int, long: int, repeats: int) -> Spent:
     """Time searches of one short run, of several short and of several long ones."""
-
-    def seconds(name: str, runs: int, epochs: int) -> float:
-        began = time.perf_counter()
-        way(runs, epochs, folder / name)
-        return time.perf_counter() - began
-
+    sizes = {"one": (1, short), "several": (runs, short), "long": (runs, long)}
     # What is imported and compiled once is no overhead of anybody's.
-    seconds("first", 1, short)
-    one, several, longer = (
-        seconds("one", 1, short),
-        seconds("several", runs, short),
-        seconds("long", runs, long),
-    )
-    epoch = (longer - several) / (runs * (long - short))
-    run = (several - one) / (runs - 1) - short * epoch
-    return Spent(start=one - run - short * epoch, run=run, epoch=epoch)
+    way(1, short, folder / "first")
+    times: dict[str, list[float]] = {name: [] for name in sizes}
+    for repeat in range(repeats):
+        for name, (count, epochs) in sizes.items():
+            began = time.perf_counter()
+            way(count, epochs, folder / f"{name}-{repeat}")
+            times[name].append(time.perf_counter() - began)
+    median = {name: statistics.median(found) for name, found in times.items()}
+    epoch = (median["long"] - median["several"]) / (runs * (long - short))
+    run = (median["several"] - median["one"]) / (runs - 1) - short * epoch
+    return Spent(start=median["one"] - run - short * epoch, run=run, epoch=epoch)
 
 
 def main() -> None:
@@ -163,30 +162,37 @@ def main() -> None:
     parser.add_argument(
         "--runs", type=int, default=8, help="runs of a search; a third of them in the train lane"
     )
+    parser.add_argument("--repeats", type=int, default=3, help="times that each search is timed")
     parser.add_argument("--short", type=int, default=2, help="epochs of a short run")
     parser.add_argument("--long", type=int, default=12, help="epochs of a long run")
     parsed = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     logging.basicConfig(level=logging.ERROR)
+    console = Console(width=110)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         config = replace(SimulationConfig.for_scale("demo"), mice=1, neurons=50, train_clips=24)
         recordings = open_recordings(simulate(folder / "raw", config), cache=folder / "cache")
-        epochs = {"short": parsed.short, "long": parsed.long}
-        spent = {
-            "plain Optuna loop": measure(
-                plain_loop(recordings), folder / "plain", runs=parsed.runs, **epochs
-            ),
-            "our driver, this process": measure(
-                driven(recordings, None), folder / "here", runs=parsed.runs, **epochs
-            ),
+        ways = {
+            "plain Optuna loop": plain_loop(recordings),
+            "our driver, this process": driven(recordings, None),
+            **{f"lane {lane}": driven(recordings, lane) for lane in parsed.lanes},
         }
-        if parsed.lanes:
-            start_ray(ClusterConfig())
-        for lane in parsed.lanes:
-            runs = max(parsed.runs // 3, 2) if lane == "train" else parsed.runs
-            spent[f"lane {lane}"] = measure(driven(recordings, lane), folder / lane, runs=runs, **epochs)
-    Console(width=110).print(overhead_table(spent))
+        spent: dict[str, Spent] = {}
+        for number, (way_name, way) in enumerate(ways.items()):
+            if way_name.startswith("lane"):
+                start_ray(ClusterConfig())
+            runs = max(parsed.runs // 3, 2) if way_name == "lane train" else parsed.runs
+            spent[way_name] = measure(
+                way,
+                folder / str(number),
+                runs=runs,
+                short=parsed.short,
+                long=parsed.long,
+                repeats=parsed.repeats,
+            )
+            console.print(f"{way_name}: {spent[way_name]}", highlight=False, soft_wrap=True)
+    console.print(overhead_table(spent))
 
 
 def overhead_table(spent: dict[str, Spent]) -> Table:
