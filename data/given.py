@@ -1,6 +1,9 @@
 """The recordings that a command is given, or two small simulated mice where it is given none."""
 
+import hashlib
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from data.experiment import SimulationConfig
@@ -21,6 +24,12 @@ def given_recordings(sources: Sequence[Path] | None, root: Path) -> tuple[list[R
     """
     if sources:
         return open_recordings(sources, cache=root / "cache"), ", ".join(map(str, sources))
-    raw = root / "recordings-demo"
-    folders = simulate(raw, SimulationConfig.for_scale("demo"))
+    config = SimulationConfig.for_scale("demo")
+    raw = root / f"recordings-demo-{_key(config)}"
+    folders = simulate(raw, config)
     return open_recordings(folders, cache=root / "cache"), f"simulated (none were given), in {raw}"
+
+
+def _key(config: SimulationConfig) -> str:
+    """Return what tells the recordings of one version from those of another, which stay where they are."""
+    return hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode()).hexdigest()[:8]

@@ -14,7 +14,7 @@ from hpo.confirmation import confirmation_folder, confirmed, open_confirmation
 from hpo.driver import Driver, Limits
 from hpo.dry_run import show_plan
 from hpo.execution import ASKED, Execution, close_mirror
-from hpo.identity import StudyError
+from hpo.identity import StudyError, is_outdated
 from hpo.plan import SearchPlan, make_plan
 from hpo.report import write_report
 from hpo.reproduction import describe_environment
@@ -40,8 +40,11 @@ def search_command(parsed: argparse.Namespace) -> int:
             print_header(console, plan, recordings, source=source, uri=uri)
             show_plan(plan, recordings, console, keep=parsed.keep)
             return 0
+        is_nobodys = parsed.recordings is None and parsed.name is None
         if parsed.fresh:
-            _archive(plan.folder, console)
+            _archive(plan.folder, console, what="the old study")
+        elif is_nobodys and is_outdated(plan.folder, plan.identity(recordings)):
+            _archive(plan.folder, console, what="the study that an earlier version of the code made")
         study = _open(plan, recordings)
     except (ValueError, OSError) as error:
         print_error(console, error)
@@ -141,12 +144,12 @@ def _write_report(folder: Path) -> list[Path]:
         return []
 
 
-def _archive(folder: Path, console: Console) -> None:
+def _archive(folder: Path, console: Console, *, what: str) -> None:
     if not folder.exists():
         return
     archive = folder.with_name(f"{folder.name}.{time.strftime('%Y%m%d-%H%M%S')}")
     folder.rename(archive)
-    console.print(f"the old study is now {archive}", highlight=False, soft_wrap=True)
+    console.print(f"{what} is now {archive}; this one starts anew", highlight=False, soft_wrap=True)
 
 
 def print_error(console: Console, error: Exception) -> None:

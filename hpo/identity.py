@@ -12,6 +12,7 @@ IDENTITY_FILE = "study.json"
 DATABASE_FILE = "study.db"
 _SQLITE = b"SQLite format 3\0"
 _SHOWN = 4
+_CHANGED_BY_UPDATES = frozenset({"recordings", "space", "base"})
 
 
 class StudyError(ValueError):
@@ -41,6 +42,25 @@ def require_same(folder: Path, identity: Mapping[str, Any]) -> None:
             f"study {folder} was made with another {'; '.join(different[:_SHOWN])}{more}. "
             "Use --fresh to archive it and start anew, or --name for a new study"
         )
+
+
+def is_outdated(folder: Path, identity: Mapping[str, Any]) -> bool:
+    """Tell whether a study was made by the same command with another version of the code.
+
+    Updates change recipes, ranges and what is simulated; nobody but a user changes seed, selection, pruning
+    or pinned values, or the names of the sessions.
+    """
+    path = folder / IDENTITY_FILE
+    if not path.exists():
+        return False
+    try:
+        stored = read_json(path)
+    except ValueError:
+        return False
+    wanted = json.loads(json.dumps(identity))
+    changed = {key for key in stored.keys() | wanted.keys() if stored.get(key) != wanted.get(key)}
+    sessions = [set(each.get("recordings") or {}) for each in (stored, wanted)]
+    return bool(changed) and changed <= _CHANGED_BY_UPDATES and sessions[0] == sessions[1]
 
 
 def _require_database(path: Path) -> None:

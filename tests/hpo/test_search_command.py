@@ -168,7 +168,7 @@ def test_fresh_archives_the_old_study(tmp_path, capsys):
     folder = tmp_path / "studies" / "it"
     folder.mkdir(parents=True)
     (folder / "study.db").write_text("kept")
-    _archive(folder, Console())
+    _archive(folder, Console(), what="the old study")
     assert not folder.exists()
     archived = list((tmp_path / "studies").iterdir())
     assert len(archived) == 1
