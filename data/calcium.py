@@ -32,10 +32,20 @@ def sample_times(num_frames: int, phase: float) -> Float[np.ndarray, " s"]:
     return first + FRAMES_PER_SAMPLE * np.arange(num_samples)
 
 
-def averaging_matrix(num_frames: int, phase: float) -> Float32[np.ndarray, "t_lead s"]:
-    """Return what averages a drive, which starts ``LEAD_FRAMES`` early, over each sample's 1/8 s."""
-    back = LATENCY_FRAMES + FRAMES_PER_SAMPLE * (np.arange(_SUBSAMPLES) + 0.5) / _SUBSAMPLES
+def averaging_matrix(
+    num_frames: int, phase: float, *, latency_frames: float = LATENCY_FRAMES
+) -> Float32[np.ndarray, "t_lead s"]:
+    """Return what averages a drive, which starts ``LEAD_FRAMES`` early, over each sample's 1/8 s.
+
+    Args:
+        num_frames: length of the trial.
+        phase: as in ``sample_times``.
+        latency_frames: from the drive to its events; at most ``LATENCY_FRAMES``.
+    """
+    back = latency_frames + FRAMES_PER_SAMPLE * (np.arange(_SUBSAMPLES) + 0.5) / _SUBSAMPLES
     looked_at = LEAD_FRAMES + sample_times(num_frames, phase)[None, :] - back[:, None]
+    # The last sample is taken after the trial, where the last frame stays on.
+    looked_at = np.minimum(looked_at, LEAD_FRAMES + num_frames - 1)
     frames = np.arange(LEAD_FRAMES + num_frames)[:, None, None]
     weights = np.maximum(0, 1 - np.abs(frames - looked_at[None])).mean(axis=1)
     matrix: Float32[np.ndarray, "t_lead s"] = weights.astype(np.float32)

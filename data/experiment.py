@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from data.calcium import LATENCY_FRAMES
 from data.recording import Stimulus, Tier
 from data.stimuli import Video, cut_times, jittered
 
@@ -53,8 +54,11 @@ class SimulationConfig:
         clip_frames: length of a natural clip; bonus classes are cut to about this length.
         spectrum_exponent: power of natural clips falls with this power of spatial frequency; the smaller, the
             more there is to see at the frequencies that neurons prefer.
-        movie_speed: how many times faster than natural movies the natural clips change; neurons answer to
-            changes of some 3 Hz, and natural movies change more slowly.
+        movie_speed: how many times faster than natural movies the natural clips change; neurons with a
+            rebound answer to changes of some 3 Hz, and natural movies change more slowly.
+        tap_rate: how fast neurons filter over time, see ``TemporalFilter``.
+        rebound: how much they prefer what changes to what stays, see ``TemporalFilter``.
+        latency_frames: from a neuron's drive to its calcium events, beside what they take to be sampled.
         signal_power: mean share of single-trial variance that repeats with the video.
         complex_share: share of complex cells.
         events_per_second: median event rate; the fewer the events, the larger the responses' variation.
@@ -77,6 +81,9 @@ class SimulationConfig:
     clip_frames: int = 300
     spectrum_exponent: float = 2.95
     movie_speed: float = 1.0
+    tap_rate: float = 0.9
+    rebound: float = 1.0
+    latency_frames: float = LATENCY_FRAMES
     signal_power: float = 0.2
     complex_share: float = 0.6
     events_per_second: float = 0.62
@@ -106,15 +113,19 @@ class SimulationConfig:
             )
         if min(self.frame_shape) < 8:
             raise ValueError(f"frame_shape is {self.frame_shape}, but must be at least 8 pixels each way")
-        for name in ("signal_power", "complex_share"):
+        for name in ("signal_power", "complex_share", "rebound"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be between 0 and 1")
         for name in ("gaze_reach_px", "retinotopic_scatter"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must not be negative")
+        if not 0 <= self.latency_frames <= LATENCY_FRAMES:
+            raise ValueError(
+                f"latency_frames is {self.latency_frames}, but must be between 0 and {LATENCY_FRAMES:g}"
+            )
         if min(self.map_spread_px) <= 0:
             raise ValueError(f"map_spread_px is {self.map_spread_px}, but must be positive")
-        for name in ("events_per_second", "cycles_per_px", "movie_speed"):
+        for name in ("events_per_second", "cycles_per_px", "movie_speed", "tap_rate"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be above 0")
 
@@ -134,8 +145,10 @@ class SimulationConfig:
         ``demo`` is made to be learned in a minute on two cores, from twenty minutes of movie: frames are
         square and small, half of the variance of single trials is signal (real recordings: a fifth), neurons
         fire sixty times as often as real ones, all are simple cells with large receptive fields that look at
-        the middle of the screen, the map has no scatter, the eye moves little, and movies change faster and
-        have more contrast where the cells look for it. What is easy there says nothing about real recordings.
+        the middle of the screen, the map has no scatter, the eye moves little, and movies have more contrast
+        where the cells look for it. Cells answer to what is on the screen as long as it stays, and their
+        answer begins within two frames instead of eight; real ones answer to changes. What is easy there says
+        nothing about real recordings.
         ``full`` has the sizes and statistics of the data set.
         """
         if scale not in PRESETS:
@@ -164,7 +177,9 @@ PRESETS = {
         repeats=4,
         clip_frames=120,
         spectrum_exponent=2.0,
-        movie_speed=2.5,
+        tap_rate=2.0,
+        rebound=0.0,
+        latency_frames=0.0,
         signal_power=0.5,
         complex_share=0.0,
         events_per_second=40.0,

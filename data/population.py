@@ -5,17 +5,15 @@ divisive normalization (Heeger 1992) and a retinotopic map.
 """
 
 from dataclasses import dataclass
-from math import factorial
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32
 
 from data.calcium import LEAD_FRAMES
+from data.temporal import TemporalFilter
 
 _FULL_HEIGHT_PX = 36
 _MEAN_LUMINANCE, _CONTRAST_UNIT = 80.0, 57.0
-_TEMPORAL_TAPS = 15
-_TAP_RATE = 0.9
 _POOL_GRID = (4, 7)
 _POOL_ORIENTATIONS = 4
 _CELLS_AT_ONCE = 256
@@ -123,14 +121,20 @@ class Population:
     Args:
         cells: their parameters.
         frame_shape: height and width of the videos.
+        temporal: how they, and what normalizes them, filter over time.
     """
 
-    def __init__(self, cells: Cells, *, frame_shape: tuple[int, int]) -> None:
+    def __init__(
+        self, cells: Cells, *, frame_shape: tuple[int, int], temporal: TemporalFilter | None = None
+    ) -> None:
         self.cells = cells
-        self._own = _EnergyModel(cells, frame_shape=frame_shape)
+        temporal = temporal or TemporalFilter()
+        self._own = _EnergyModel(cells, frame_shape=frame_shape, temporal=temporal)
         # The pool is not the recorded cells themselves: a cell's drive must not depend on who else was
         # recorded.
-        self._pool, self._weights = _normalization_pool(cells.center_px, frame_shape=frame_shape)
+        self._pool, self._weights = _normalization_pool(
+            cells.center_px, frame_shape=frame_shape, temporal=temporal
+        )
 
     def drive(self, video: Float[np.ndarray, "t h w"]) -> Float32[np.ndarray, "n t_lead"]:
         """Return the normalized drive from ``LEAD_FRAMES`` before the video on, when the screen was blank."""
@@ -146,7 +150,8 @@ class Population:
 class _EnergyModel:
     """Space-time oriented filters and their energy (Adelson & Bergen 1985)."""
 
-    def __init__(self, cells: Cells, *, frame_shape: tuple[int, int]) -> None:
+    def __init__(self, cells: Cells, *, frame_shape: tuple[int, int], temporal: TemporalFilter) -> None:
+        self._temporal = temporal
         self._filters = gabor_filters(cells, frame_shape=frame_shape)
         self._share = ((1 + cells.directionality) / 2).astype(np.float32)[:, None]
         self._cosine = np.cos(cells.phase).astype(np.float32)[:, None]
@@ -162,7 +167,7 @@ class _EnergyModel:
             slow kernel are oriented in space-time.
         """
         projected = self._filters @ contrast.T
-        fast, slow = (np.split(projected @ kernel, 2) for kernel in temporal_matrices(len(contrast)))
+        fast, slow = (np.split(projected @ kernel, 2) for kernel in self._temporal.matrices(len(contrast)))
         preferred = (fast[0] - slow[1], fast[1] + slow[0])
         opposite = (fast[0] + slow[1], fast[1] - slow[0])
         linear = self._share * (self._cosine * preferred[0] + self._sine * preferred[1])
@@ -192,24 +197,6 @@ def gabor_filters(cells: Cells, *, frame_shape: tuple[int, int]) -> Float32[np.n
     return filters.reshape(2 * num_cells, -1)
 
 
-def temporal_kernels() -> Float[np.ndarray, "2 taps"]:
-    """Return the fast and the slow kernel, 15 frames of 1/30 s, unit energy (Adelson & Bergen 1985)."""
-    time = _TAP_RATE * np.arange(_TEMPORAL_TAPS)
-    kernels = np.stack(
-        [time**n * np.exp(-time) * (1 / factorial(n) - time**2 / factorial(n + 2)) for n in (3, 5)]
-    )
-    normalized: Float[np.ndarray, "2 taps"] = kernels / np.linalg.norm(kernels, axis=1, keepdims=True)
-    return normalized
-
-
-def temporal_matrices(num_frames: int) -> Float32[np.ndarray, "2 t t"]:
-    """Return what convolves traces causally with both kernels, as one matrix product each."""
-    lag = np.arange(num_frames)[None, :] - np.arange(num_frames)[:, None]
-    inside = (lag >= 0) & (lag < _TEMPORAL_TAPS)
-    kernels = temporal_kernels()[:, np.where(inside, lag, 0)]
-    return np.where(inside[None], kernels, 0).astype(np.float32)
-
-
 def _centers(
     coordinates_um: Float[np.ndarray, "n 3"],
     *,
@@ -231,7 +218,7 @@ def _centers(
 
 
 def _normalization_pool(
-    center_px: Float[np.ndarray, "n 2"], *, frame_shape: tuple[int, int]
+    center_px: Float[np.ndarray, "n 2"], *, frame_shape: tuple[int, int], temporal: TemporalFilter
 ) -> tuple[_EnergyModel, Float32[np.ndarray, "n k"]]:
     """Return a bank of filters all over the frame, and how much each cell's normalization hears of each."""
     pixel = frame_shape[0] / _FULL_HEIGHT_PX
@@ -254,4 +241,4 @@ def _normalization_pool(
     distance = np.square((centers[None] - center_px[:, None]) / step).sum(axis=-1)
     weights = np.exp(-0.5 * distance)
     weights /= weights.sum(axis=1, keepdims=True)
-    return _EnergyModel(bank, frame_shape=frame_shape), weights.astype(np.float32)
+    return _EnergyModel(bank, frame_shape=frame_shape, temporal=temporal), weights.astype(np.float32)

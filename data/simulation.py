@@ -20,6 +20,7 @@ from data.population import Population, draw_cells, draw_coordinates, draw_unit_
 from data.raw_format import RawWriter
 from data.recording import Stimulus
 from data.stimuli import Video, draw_video
+from data.temporal import TemporalFilter
 from data.truth import TruthWriter
 from data.tuning import Presentation, Tuning, modulation_gain, tune
 
@@ -123,7 +124,11 @@ class _Subject:
             scatter=config.retinotopic_scatter,
             generator=generator,
         )
-        self.population = Population(cells, frame_shape=config.frame_shape)
+        self.population = Population(
+            cells,
+            frame_shape=config.frame_shape,
+            temporal=TemporalFilter(tap_rate=config.tap_rate, rebound=config.rebound),
+        )
         self._profile = PROFILES[plan.mouse % len(PROFILES)]
         self._plan, self._config, self._movies = plan, config, movies
 
@@ -157,7 +162,7 @@ class _Subject:
         at = np.clip(sample_times(len(frames), phase), 0, len(frames) - 1)
         shown = Presentation(
             video=video.number,
-            drive=drive @ averaging_matrix(len(frames), phase),
+            drive=drive @ averaging_matrix(len(frames), phase, latency_frames=config.latency_frames),
             modulators=np.stack(
                 [np.interp(at, np.arange(len(frames)), trace) for trace in traces.modulators]
             ),

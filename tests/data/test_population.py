@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -20,9 +21,8 @@ from data.population import (
     draw_coordinates,
     draw_unit_ids,
     gabor_filters,
-    temporal_kernels,
-    temporal_matrices,
 )
+from data.temporal import TemporalFilter
 from data.tuning import Presentation, expected_signal_power, modulation_gain, tune, tuning_at
 
 FRAME = (36, 64)
@@ -80,8 +80,37 @@ def test_uniform_light_drives_no_cell():
 
 def test_temporal_matrices_convolve_causally():
     signal = np.random.default_rng(0).normal(size=40)
-    for matrix, kernel in zip(temporal_matrices(40), temporal_kernels(), strict=True):
+    temporal = TemporalFilter(tap_rate=1.3, rebound=0.4)
+    for matrix, kernel in zip(temporal.matrices(40), temporal.kernels(), strict=True):
         np.testing.assert_allclose(signal @ matrix, np.convolve(signal, kernel)[:40], atol=1e-5)
+
+
+def test_temporal_kernels_agree_with_the_formula_and_have_unit_energy():
+    for order, kernel in zip((3, 5), TemporalFilter(tap_rate=0.7, rebound=0.5).kernels(), strict=True):
+        expected = []
+        for frame in range(15):
+            time = 0.7 * frame
+            lobes = 1 / math.factorial(order) - 0.5 * time**2 / math.factorial(order + 2)
+            expected.append(time**order * math.exp(-time) * lobes)
+        np.testing.assert_allclose(kernel, expected / np.sqrt(np.sum(np.square(expected))), atol=1e-12)
+
+
+def test_without_a_rebound_cells_answer_to_what_stays_and_with_it_to_what_changes():
+    still = np.repeat(drifting_grating(direction=0.0)[:1], 60, axis=0)
+    cell = one_cell(is_complex=True, directionality=0.5)
+    staying, changing = (
+        Population(cell, frame_shape=FRAME, temporal=TemporalFilter(tap_rate=2.0, rebound=rebound)).drive(
+            still
+        )
+        for rebound in (0.0, 1.0)
+    )
+    assert staying[0, -1] > 0.9 * staying[0].max()
+    assert changing[0, -1] < 0.1 * changing[0].max()
+
+
+def test_a_higher_tap_rate_answers_sooner():
+    fast, slow = (TemporalFilter(tap_rate=rate, rebound=0.0).kernels().argmax(axis=1) for rate in (2.0, 0.9))
+    assert (fast < slow).all()
 
 
 @pytest.mark.parametrize("is_complex", [False, True])
@@ -156,6 +185,21 @@ def test_a_sample_averages_the_past_eighth_of_a_second_before_the_latency(phase)
     np.testing.assert_allclose(
         ramp @ averaging_matrix(41, phase), sample_times(41, phase) - 2.4 - 3.75 / 2, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("phase", [0.0, 0.3, 0.67, 0.99])
+@pytest.mark.parametrize("latency", [0.0, 1.0, 2.4])
+def test_a_sample_after_the_trial_sees_its_last_frame_go_on(phase, latency):
+    drive = np.random.default_rng(0).normal(size=LEAD_FRAMES + 41)
+    times = np.arange(-LEAD_FRAMES, 41)
+    expected = [
+        np.mean(
+            [np.interp(time - latency - 3.75 * part, times, drive) for part in (1 / 8, 3 / 8, 5 / 8, 7 / 8)]
+        )
+        for time in sample_times(41, phase)
+    ]
+    averaged = drive @ averaging_matrix(41, phase, latency_frames=latency)
+    np.testing.assert_allclose(averaged, expected, atol=1e-5)
 
 
 def test_drawn_traces_have_the_expected_mean_and_variance():

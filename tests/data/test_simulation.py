@@ -246,6 +246,9 @@ def test_the_truth_says_which_trials_show_the_same_video(simulated):
         ({"map_spread_px": (0.0, 1.0)}, "map_spread_px is (0.0, 1.0), but must be positive"),
         ({"retinotopic_scatter": -1.0}, "retinotopic_scatter is -1.0, but must not be negative"),
         ({"cycles_per_px": 0.0}, "cycles_per_px is 0.0, but must be above 0"),
+        ({"tap_rate": 0.0}, "tap_rate is 0.0, but must be above 0"),
+        ({"rebound": 1.2}, "rebound is 1.2, but must be between 0 and 1"),
+        ({"latency_frames": 3.0}, "latency_frames is 3.0, but must be between 0 and 2.4"),
     ],
 )
 def test_a_configuration_that_cannot_work_is_refused(change, message):
