@@ -3,6 +3,7 @@
 import math
 from collections.abc import Collection
 from numbers import Integral, Real
+from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
@@ -44,6 +45,8 @@ def check_types(config: object) -> None:
 
 
 def _fits(value: object, hint: Any) -> bool:
+    if get_origin(hint) is UnionType:
+        return any(_fits(value, kind) for kind in get_args(hint))
     if get_origin(hint) is Literal:
         return isinstance(value, str) and value in get_args(hint)
     if get_origin(hint) is tuple:
@@ -63,11 +66,19 @@ def _fits(value: object, hint: Any) -> bool:
 
 
 def _describe(hint: Any) -> str:
+    if get_origin(hint) is UnionType:
+        return " or ".join(map(_describe, get_args(hint)))
     if get_origin(hint) is Literal:
         return f"one of {', '.join(get_args(hint))}"
     if get_origin(hint) is tuple:
         kinds = get_args(hint)
         count = "entries" if kinds[-1] is Ellipsis else f"{len(kinds)} entries"
         return f"a tuple of {count}, each {_describe(kinds[0])}"
-    names = {bool: "True or False", int: "a whole number", float: "a finite number", str: "text"}
+    names = {
+        bool: "True or False",
+        int: "a whole number",
+        float: "a finite number",
+        str: "text",
+        NoneType: "None",
+    }
     return names.get(hint, f"of type {getattr(hint, '__name__', hint)}")

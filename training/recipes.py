@@ -221,7 +221,8 @@ DEMO: dict[str, dict[str, Any]] = {
         "epochs": 3,
     },
     "dwiseneuro": {
-        "model.canvas": (16, 16),
+        # Frames of any size, so that a real recording can be tried, too.
+        "model.canvas": None,
         "model.stem_channels": 8,
         # Down to a single place, so that the mean over places loses nothing of where a contrast was.
         "model.channels": (16, 32, 64, 64),

@@ -20,7 +20,8 @@ class DwiseNeuroConfig:
     factor of four.
 
     Attributes:
-        canvas: rows and columns of the zero canvas in whose middle the frames lie.
+        canvas: rows and columns of the zero canvas in whose middle the frames lie; None is the size of the
+            frames, whatever it is.
         stem_channels: channels made of the five input planes.
         channels: channels that each block puts out.
         strides: spatial stride of each block.
@@ -40,7 +41,7 @@ class DwiseNeuroConfig:
         Turishcheva et al. 2024, arXiv:2407.09100, A.1; released code of lRomul/sensorium.
     """
 
-    canvas: tuple[int, int] = (64, 64)
+    canvas: tuple[int, int] | None = (64, 64)
     stem_channels: int = 64
     channels: tuple[int, ...] = (64, 64, 64, 128, 128, 128, 256, 256, 256)
     strides: tuple[int, ...] = (2, 1, 1, 1, 2, 1, 1, 2, 1)
@@ -63,7 +64,7 @@ class DwiseNeuroConfig:
         require(self.softplus_beta > 0, "softplus_beta", self.softplus_beta, "positive")
         for name in ("canvas", "channels", "strides", "cortex_channels"):
             value = getattr(self, name)
-            are_counts = len(value) > 0 and min(value) >= 1
+            are_counts = value is None or (len(value) > 0 and min(value) >= 1)
             require(are_counts, name, value, "one or more numbers of at least 1")
         for name in ("spatial_kernel", "temporal_kernel"):
             size = getattr(self, name)
@@ -108,7 +109,7 @@ class DwiseNeuroConfig:
     def build(self, sessions: Sequence[SessionSpec], frame_shape: tuple[int, int]) -> Encoder:
         """Build the encoder; parameters are drawn from torch's current generator."""
         check_sessions(sessions)
-        core = DepthwiseCore(self.core, frame_shape, canvas=self.canvas)
+        core = DepthwiseCore(self.core, frame_shape, canvas=self.canvas or frame_shape)
         readouts = {
             spec.session: GroupedReadout(
                 spec, core.out_channels, groups=self.groups, dropout=self.readout_dropout

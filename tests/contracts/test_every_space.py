@@ -277,7 +277,7 @@ def does_not_fit(spec, shape):
         lost = model.input_spatial_kernel - 1 + hidden * (model.hidden_spatial_kernel - 1)
         return lost >= side
     if spec.family == "dwiseneuro":
-        return shape[0] > model.canvas[0] or shape[1] > model.canvas[1]
+        return model.canvas is not None and (shape[0] > model.canvas[0] or shape[1] > model.canvas[1])
     return False
 
 

@@ -294,6 +294,15 @@ def test_what_cannot_work_is_refused(changes, message):
         DwiseNeuroConfig(**changes)
 
 
+def test_without_a_canvas_frames_of_any_size_lie_edge_to_edge():
+    for frame_shape in ((5, 11), (36, 64)):
+        encoder = build(frame_shape=frame_shape, canvas=None)
+        video, behavior, pupil = clip(frame_shape=frame_shape)
+        planes = encoder.core._planes(video, torch.cat([behavior, pupil], dim=1))
+        assert torch.equal(planes[..., 0], video[:, 0])
+        assert encoder(video, behavior, pupil, session="mouse0").shape[2] == video.shape[2]
+
+
 def test_frames_larger_than_the_canvas_are_refused():
     with pytest.raises(ValueError, match=r"frames are \(36, 65\) pixels, but must fit on canvas, \(64, 64\)"):
         DwiseNeuroConfig().build(sessions(1), (36, 65))

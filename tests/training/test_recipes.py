@@ -281,10 +281,11 @@ def test_demo_recipes_keep_the_family_and_what_is_not_listed(family):
     assert from_plain(to_plain(small)) == small
 
 
+@pytest.mark.parametrize("scale", ["demo", "full"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_demo_recipes_build_encoders_for_demo_frames(family, recordings):
+def test_demo_recipes_build_encoders_for_frames_of_demo_and_of_real_recordings(family, scale, recordings):
     spec = recipe(family, scale="demo")
-    frame_shape = SimulationConfig.for_scale("demo").frame_shape
+    frame_shape = SimulationConfig.for_scale(scale).frame_shape
     material = Material.prepare(
         recordings, with_values(spec, {"split.num_folds": 2}), device=torch.device("cpu")
     )
