@@ -7,16 +7,20 @@ on from the run's folder, exactly as a single process does.
 """
 
 import logging
+import math
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 # Ray Train reads these when it is imported. Its controller asks workers for news every 2 s by default, which
-# every start and end of a run would wait for; its watcher of preempted machines fails loudly without a cloud.
+# every start and end of a run would wait for; its watcher of preempted machines fails loudly without a cloud;
+# and it tries for 60 s to start workers before it counts that as a failure, too coarse for ``wait_seconds``.
+_START_SECONDS = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 _SETTINGS = {
+    _START_SECONDS: "20",
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
@@ -91,12 +95,11 @@ def train_on_cluster(
     cpus_per_worker: int = 1,
     on_epoch: Callable[[EpochReport], bool] = lambda _: True,
     max_failures: int = 3,
+    wait_seconds: float = 600.0,
     cache: Path | None = None,
     select_on: SelectOn = "holdout",
 ) -> RunResult:
     """Train a run on the workers of a Ray cluster; what ``training.run.run`` does on one process.
-
-    Lost workers are waited for until the cluster can replace them; Ray Train has no limit for that.
 
     Args:
         spec: what to run.
@@ -108,15 +111,20 @@ def train_on_cluster(
         on_epoch: called here, in a thread, after each epoch; answers whether to go on. An epoch that a dying
             worker had reported but not finished saving comes again.
         max_failures: times that lost workers are replaced.
+        wait_seconds: how long the run waits in all until the cluster has room for its workers, at the start
+            and after losses; then it has failed, and what it has trained is kept. Longer than a machine takes
+            to boot where the cluster grows on demand.
         cache: for converted recordings.
         select_on: what scores of epochs look at.
 
     Raises:
-        ValueError: there are fewer than one worker, this machine alone has too little for them, or a machine
-            does not reach the folder.
+        ValueError: there are fewer than one worker, nothing may be waited for, this machine alone has too
+            little for them, or a machine does not reach the folder.
     """
     if workers < 1:
         raise ValueError(f"workers is {workers}, but must be at least 1")
+    if not wait_seconds > 0:
+        raise ValueError(f"wait_seconds is {wait_seconds}, but must be above 0")
     folder = folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     _connect()
@@ -144,7 +152,7 @@ def train_on_cluster(
             name=folder.name,
             storage_path=str(folder / "ray"),
             failure_config=ray.train.FailureConfig(
-                max_failures=max_failures, controller_failure_limit=max_failures
+                max_failures=max_failures, controller_failure_limit=_failed_starts(wait_seconds)
             ),
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
@@ -155,8 +163,11 @@ def train_on_cluster(
         result: RunResult | None = ray.get(mailbox.result.remote())
         error = "the workers ended without a result"
     except (ray.train.TrainingFailedError, ray.exceptions.RayError) as failure:
-        logger.error("run %s failed: %s", folder.name, failure)
         result, error = None, f"{type(failure).__name__}: {failure}"
+        # A class that Ray does not export.
+        if type(getattr(failure, "controller_failure", None)).__name__ == "WorkerGroupStartupTimeoutError":
+            error = _no_room(workers, resources, wait_seconds=wait_seconds, folder=folder)
+        logger.error("run %s failed: %s", folder.name, error)
     finally:
         ray.kill(mailbox)
     return _lost(spec, folder, error) if result is None else replace(result, spec=spec)
@@ -240,6 +251,19 @@ def _require_resources(workers: int, *, cpus: int, gpus: int) -> None:
                 f"workers is {workers}, which takes {needed} {name}s, but this machine has "
                 f"{have.get(name, 0):.0f}: use fewer workers, or set RAY_ADDRESS to a cluster"
             )
+
+
+def _failed_starts(wait_seconds: float) -> int:
+    """Return how many failed starts of workers are allowed: Ray Train limits their number, not the time."""
+    return max(math.ceil(wait_seconds / float(os.environ[_START_SECONDS])) - 1, 0)
+
+
+def _no_room(workers: int, resources: Mapping[str, float], *, wait_seconds: float, folder: Path) -> str:
+    wanted = " and ".join(f"{amount:g} {name}s" for name, amount in resources.items())
+    return (
+        f"the cluster had no room for {workers} workers of {wanted} each within {wait_seconds:g} s: add "
+        f"machines or use fewer workers; {folder} goes on where it ended"
+    )
 
 
 def _lost(spec: RunSpec, folder: Path, error: str) -> RunResult:

@@ -217,6 +217,7 @@ def _train_here_or_on_ray(
             gpus_per_worker=gpus,
             cpus_per_worker=1 if gpus else max((os.cpu_count() or 1) // max(parsed.workers, 1), 1),
             on_epoch=on_epoch,
+            wait_seconds=parsed.wait_seconds,
             select_on=plan.select_on,
         )
 

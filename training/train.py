@@ -68,6 +68,13 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     how.add_argument(
         "--gpus-per-worker", type=int, metavar="G", help="default: 1 where this machine has GPUs, else 0"
     )
+    how.add_argument(
+        "--wait-seconds",
+        type=float,
+        default=600.0,
+        metavar="S",
+        help="with --workers: fail once the cluster had no room for them for so long in all (default: 600)",
+    )
     where = parser.add_argument_group("where")
     where.add_argument("--runs", type=Path, default=Path("runs"), help="folder of runs (default: runs)")
     where.add_argument("--name", help="name of the run (default: model and seed)")

@@ -3,6 +3,7 @@
 import os
 import runpy
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -163,3 +164,25 @@ def test_the_driver_stops_a_run_and_a_failed_one_says_why(cluster, recordings, t
     assert failed.outcome is Outcome.FAILED
     assert failed.score is None
     assert "try a lower optimizer.core_lr" in failed.error
+
+
+def test_a_run_that_the_cluster_has_no_room_for_fails_after_its_wait_and_says_so(
+    cluster, recordings, tmp_path, monkeypatch
+):
+    # A cluster that is named may grow; this one does not.
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
+    started = time.monotonic()
+    result = cluster.train_on_cluster(
+        spec_without_noise(), [recordings[0].store], tmp_path / "alone", workers=5, wait_seconds=3
+    )
+    assert result.outcome is Outcome.FAILED
+    assert "no room for 5 workers of 1 CPUs each within 3 s: add machines or use fewer" in result.error
+    assert 3 <= time.monotonic() - started < 60
+
+
+def test_nothing_to_wait_is_refused(cluster, recordings, tmp_path):
+    with pytest.raises(ValueError, match=r"wait_seconds is 0, but must be above 0"):
+        cluster.train_on_cluster(
+            spec_without_noise(), [recordings[0].store], tmp_path, workers=1, wait_seconds=0
+        )
