@@ -1,6 +1,7 @@
 """Names that come from a file or a command line and become paths: they must not lead anywhere else."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,25 @@ def require_inside(name: object, *, what: str, error: type[ValueError] = ValueEr
         f"{what} is {_shown(name)}, but must be a path inside its folder: relative, without '..', "
         "backslashes and control characters"
     )
+
+
+def require_folder_path(path: Path, *, what: str) -> Path:
+    """Return a path, unless it is an address of object storage: as a path that is a folder named ``s3:``.
+
+    Args:
+        path: from a command line.
+        what: what it is, for the message (``--root``).
+
+    Raises:
+        ValueError: it has a scheme.
+    """
+    scheme = path.parts[0] if path.parts else ""
+    if re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]+:", scheme):
+        raise ValueError(
+            f"{what} is {scheme}//{'/'.join(path.parts[1:])}, but must be a folder: mount the bucket, and "
+            "give the folder it is mounted on (docs/operations.md, Storage)"
+        )
+    return path
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from data.confined import require_folder_path
 from data.experiment import SimulationConfig
 from data.recording import Recording
 from data.simulation import simulate
@@ -21,7 +22,11 @@ def given_recordings(sources: Sequence[Path] | None, root: Path) -> tuple[list[R
 
     Returns:
         The recordings, and where they come from, in words.
+
+    Raises:
+        ValueError: one of these is an address of object storage; and what ``open_recordings`` raises.
     """
+    require_folder_path(root, what="--root or STRIATE_STORAGE")
     if sources:
         return open_recordings(sources, cache=root / "cache"), ", ".join(map(str, sources))
     config = SimulationConfig.for_scale("demo")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.array_files import StoreError
+from data.confined import require_folder_path
 from data.conversion import ConversionConfig, OnProgress, convert, describe_source
 from data.recording import Recording, open_store
 from data.sensorium import find_raw
@@ -46,7 +47,12 @@ def open_recordings(
     Raises:
         RecordingError: a path is missing, holds no recording, or a broken one.
         StoreError: a broken or unfinished store; several stores, or stores mixed with raw recordings.
+        ValueError: a path is an address of object storage.
     """
+    for path in paths:
+        require_folder_path(path, what="a recording")
+    if cache is not None:
+        require_folder_path(cache, what="the folder for converted recordings")
     stores = [path for path in paths if _is_any_store(path)]
     if not stores:
         store = _cached_store(paths, cache or default_cache(), config=config, on_progress=on_progress)
