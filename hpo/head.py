@@ -100,6 +100,10 @@ class Tunnel:
         return last[:300]
 
 
+class UnknownJobError(ClusterError):
+    """The head does not know a job: it was started again since."""
+
+
 class NoConnectionError(Exception):
     """The tunnel broke or the head did not answer; another attempt may do better."""
 
@@ -148,7 +152,11 @@ class Head:
                 raise
 
     def status(self, submission_id: str) -> tuple[str, str]:
-        """Return a job's status (PENDING, RUNNING, SUCCEEDED, FAILED, STOPPED) and what is said of it."""
+        """Return a job's status (PENDING, RUNNING, SUCCEEDED, FAILED, STOPPED) and what is said of it.
+
+        Raises:
+            UnknownJobError: the head has forgotten it.
+        """
         job: dict[str, Any] = self._request(f"/api/jobs/{submission_id}")
         return job["status"], job.get("message") or ""
 
@@ -185,6 +193,8 @@ class Head:
                 ) from None
             if error.code >= 500 and "submission_id" not in text:
                 raise NoConnectionError(f"{error.code}: {text[-300:]}") from None
+            if error.code == 404 and path.startswith("/api/jobs/"):
+                raise UnknownJobError(f"the head does not know {path.split('/')[3]}") from None
             raise ClusterError(f"the head answers {error.code} to {path}: {text[-300:]}") from None
         except (OSError, ValueError) as error:
             raise NoConnectionError(str(error)) from None

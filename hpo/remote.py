@@ -14,7 +14,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hpo.cluster_file import ClusterError, ClusterFile
-from hpo.head import DASHBOARD_PORT, MLFLOW_PORT, Head, NoConnectionError, Tunnel, ray_program
+from hpo.head import (
+    DASHBOARD_PORT,
+    MLFLOW_PORT,
+    Head,
+    NoConnectionError,
+    Tunnel,
+    UnknownJobError,
+    ray_program,
+)
 
 FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 COMMANDS = ("ui", "stop", "down")
@@ -111,6 +119,11 @@ def watch(connection: _Connection, job: str) -> int:
         except NoConnectionError as error:
             connection.again(error)
             continue
+        except UnknownJobError as error:
+            _say(
+                f"{error}: it was started again. Nothing that was reported is lost; the same command goes on"
+            )
+            return FAILED
         sys.stdout.write(text[shown:])
         sys.stdout.flush()
         shown = max(shown, len(text))

@@ -106,6 +106,8 @@ class PretendHead:
         if path == "/api/jobs/":
             return 200, [{**job, "start_time": at} for at, job in enumerate(self.jobs.values())]
         name, _, what = path.removeprefix("/api/jobs/").partition("/")
+        if name not in self.jobs:
+            return 404, {"error": f"Job {name} does not exist"}
         job = self.jobs[name]
         if what == "stop":
             job["status"] = "STOPPED"
@@ -261,6 +263,12 @@ def test_a_failed_search_fails_here_and_says_so(pretend, capsys):
     shown = capsys.readouterr().out
     assert "error: --runs is 0" in shown
     assert "job: failed; entrypoint exited with code 2" in shown
+
+
+def test_a_head_that_was_started_again_says_how_to_go_on(pretend, capsys):
+    with served(pretend) as head:
+        assert remote.watch(remote._Connection(FakeTunnel(), head), "search-vivit-1") == 1
+    assert "the head does not know search-vivit-1: it was started again." in capsys.readouterr().out
 
 
 def test_stopping_stops_what_runs(pretend, capsys):
