@@ -5,12 +5,14 @@ has for a real mouse (``data.truth`` reads it). Only one trial is in memory at a
 """
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
+from threadpoolctl import threadpool_limits
 
 from data.behavior import PROFILES, Traces, shift_by_gaze, simulate_traces
 from data.calcium import averaging_matrix, draw_trace, sample_times
@@ -27,6 +29,8 @@ from data.tuning import Presentation, Tuning, modulation_gain, tune
 OnProgress = Callable[[str, int, int], None]
 """Called with the session, the trials done and the trials in all."""
 
+_LARGE_PRODUCT = 2_000_000
+"""Neurons times pixels from which several threads help; the demo's spend six times its work on waiting."""
 _CALIBRATION_VIDEOS = 8
 _CALIBRATION_REPEATS = 3
 
@@ -53,7 +57,9 @@ def simulate(
         plan = plan_mouse(config, mouse)
         folder = to / plan.session
         if not _is_complete(folder, _settings(config, movies)):
-            _simulate_mouse(to, plan, config, movies=movies, on_progress=on_progress)
+            size = config.num_neurons(mouse) * math.prod(config.frame_shape)
+            with threadpool_limits(limits=1 if size < _LARGE_PRODUCT else None, user_api="blas"):
+                _simulate_mouse(to, plan, config, movies=movies, on_progress=on_progress)
         folders.append(folder)
     return folders
 
