@@ -240,7 +240,7 @@ DEMO: dict[str, dict[str, Any]] = {
         "optimizer.core_lr": 0.008,
         "optimizer.ema_decay": 0.95,
         "schedule.warmup_epochs": 1,
-        "epochs": 10,
+        "epochs": 6,
     },
 }
 """What the demo scale changes, by dotted name."""
