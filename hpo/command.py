@@ -10,6 +10,7 @@ from rich.console import Console
 
 from data.given import given_recordings
 from data.recording import Recording
+from hpo.ceiling import keep_ceiling
 from hpo.confirmation import confirmation_folder, confirmed, open_confirmation
 from hpo.driver import Driver, Limits
 from hpo.dry_run import show_plan
@@ -87,11 +88,12 @@ def _search(
     parsed: argparse.Namespace, plan: SearchPlan, study: Study, execution: Execution, *, console: Console
 ) -> int:
     _enqueue(parsed, plan, study, console)
+    keep_ceiling(study.folder, execution.recordings)
     driver, mirror = execution.drive(study, plan.limits, console)
     table = write_rows(study.trials(), study.folder / "runs.csv")
     artifacts = [table, *_write_report(study.folder)]
     close_mirror(mirror, artifacts, finished=driver.stopping is None)
-    summarize(study, execution.recordings, console, files=artifacts, root=parsed.root)
+    summarize(study, console, files=artifacts, root=parsed.root)
     if driver.stopping is None and parsed.confirm and study.best() is not None:
         driver = _confirm(parsed, study, execution, console=console)
     if confirmation_folder(study.folder).exists():
@@ -120,7 +122,8 @@ def _confirm(parsed: argparse.Namespace, study: Study, execution: Execution, *, 
             highlight=False,
         )
         driver, mirror = execution.drive(confirmation, Limits(runs=total), console)
-        close_mirror(mirror, [], finished=driver.stopping is None)
+        # Again: now it tells of these runs, too.
+        close_mirror(mirror, _write_report(study.folder), finished=driver.stopping is None)
         return driver
     finally:
         confirmation.close()

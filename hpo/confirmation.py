@@ -70,9 +70,25 @@ class Confirmed:
         return statistics.stdev(self.scores) if len(self.scores) > 1 else None
 
 
+CONFIRMATION_HEADINGS = ("run", "mean", "sd", "lowest", "highest", "seeds", "found")
+FOUND = "'found' is the score that chose the run, too high for that reason"
+
+
+def confirmation_cells(row: Confirmed) -> list[str]:
+    """Return one run's line as text, in the order of ``CONFIRMATION_HEADINGS``."""
+    shown = [row.mean, row.spread, min(row.scores, default=None), max(row.scores, default=None)]
+    failed = f" ({row.failures} failed)" if row.failures else ""
+    return [
+        str(row.run),
+        *("-" if value is None else f"{value:.4f}" for value in shown),
+        f"{len(row.scores)}{failed}",
+        f"{row.found:.4f}",
+    ]
+
+
 def confirmation_folder(folder: Path) -> Path:
     """Return where a study's confirmation is kept."""
-    return folder / f"{folder.name}-confirmed"
+    return folder / f"{folder.resolve().name}-confirmed"
 
 
 def open_confirmation(study: Study, *, top: int, seeds: int) -> tuple[Study, int]:

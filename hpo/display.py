@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from hpo.confirmation import RUN, SEED
 from hpo.driver import Limits
 from hpo.pruning import bracket_of
 from hpo.study import Asked, Study, outcome_of, ranked
@@ -58,10 +59,11 @@ class SearchDisplay:
     def started(self, asked: Asked) -> None:
         """Show a run that begins."""
         self._curves[asked.number] = []
+        again = f"  (run {asked.values[RUN]} with seed {asked.values[SEED]})" if RUN in asked.values else ""
         if asked.resumed:
-            self._say(f"run {asked.number:>3}  goes on")
+            self._say(f"run {asked.number:>3}  goes on{again}")
         elif not self._console.is_terminal:
-            self._say(f"run {asked.number:>3}  started")
+            self._say(f"run {asked.number:>3}  started{again}")
 
     def epoch(self, number: int, report: EpochReport) -> None:
         """Show a finished epoch."""

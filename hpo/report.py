@@ -9,8 +9,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
+from hpo.ceiling import MEANING
+from hpo.confirmation import CONFIRMATION_HEADINGS, FOUND, confirmation_cells
 from hpo.figures.hyperparameters import (
     draw_correlations,
     draw_importances,
@@ -19,8 +19,9 @@ from hpo.figures.hyperparameters import (
     ordered_names,
 )
 from hpo.figures.progress import draw_cost, draw_curves, draw_history, draw_rungs
-from hpo.figures.style import styled, to_svg
+from hpo.figures.style import styled
 from hpo.importance import HEADINGS, Importances, cells, describe, importances, plain_rows
+from hpo.page import picture, section, shown, table, whole
 from hpo.report_data import RunRecord, StudyRecord, cheapest_best, read_study, rung_ranks
 from training.names import flatten
 from training.results import Outcome
@@ -100,33 +101,31 @@ def render(study: StudyRecord, found: Importances) -> str:
     names = ordered_names(study, found)
     with styled():
         sections = [
-            _section("Best run", _best(study)),
-            _section("Scores", _picture(draw_history(study), "scores of all runs in their order"), HISTORY),
-            _section("Learning curves", _picture(draw_curves(study), "learning curves of all runs"), CURVES),
-            _section("Do early scores tell the end?", _rungs(study), RUNGS),
-            _section("Importance of hyperparameters", _importance(found), IMPORTANCE),
-            _section(
+            section("Best run", _best(study)),
+            section("Scores", picture(draw_history(study), "scores of all runs in their order"), HISTORY),
+            section("Learning curves", picture(draw_curves(study), "learning curves of all runs"), CURVES),
+            section("Do early scores tell the end?", _rungs(study), RUNGS),
+            section("Importance of hyperparameters", _importance(found), IMPORTANCE),
+            section(
                 "Runs as lines",
-                _picture(draw_parallel(study, names), "parallel coordinates of all runs"),
+                picture(draw_parallel(study, names), "parallel coordinates of all runs"),
                 PARALLEL,
             ),
-            _section(
+            section(
                 "Score over each hyperparameter",
-                _picture(draw_slices(study, names), "score over every hyperparameter"),
+                picture(draw_slices(study, names), "score over every hyperparameter"),
                 SLICES,
             ),
-            _section(
+            section(
                 "Correlations",
-                _picture(draw_correlations(study), "correlation of hyperparameters and score"),
+                picture(draw_correlations(study), "correlation of hyperparameters and score"),
                 CORRELATIONS,
             ),
-            _section("Score and cost", _cost(study), COST),
-            _section("All runs", _runs(study, names)),
+            section("Score and cost", _cost(study), COST),
+            section("All runs", _runs(study, names)),
         ]
-    return _PAGE.format(
-        title=escape(f"Study {study.folder.resolve().name}"),
-        summary=_summary(study),
-        body="\n".join(sections),
+    return whole(
+        title=f"Study {study.folder.resolve().name}", summary=_summary(study), body="\n".join(sections)
     )
 
 
@@ -159,19 +158,6 @@ CORRELATIONS = (
 COST = "Numbered runs are those that no cheaper run beats."
 
 
-def _section(title: str, content: str, note: str = "") -> str:
-    # Notes are ours and may hold markup; everything else is escaped where it enters.
-    small = f'<p class="note">{note}</p>' if note else ""
-    return f"<section><h2>{escape(title)}</h2>{small}{content}</section>"
-
-
-def _picture(figure: Figure | None, label: str) -> str:
-    if figure is None:
-        return '<p class="missing">Too few runs yet.</p>'
-    svg = to_svg(figure, name=label)
-    return f'<figure aria-label="{escape(label)}">{svg}</figure>'
-
-
 def _summary(study: StudyRecord) -> str:
     counts = Counter(run.outcome for run in study.runs)
     epochs = sum(len(run.curve) for run in study.runs)
@@ -199,19 +185,35 @@ def _best(study: StudyRecord) -> str:
         return '<p class="missing">No run has finished yet.</p>'
     published = next((run for run in study.finished if run.number == study.published), None)
     compared = ""
-    if published is not None and published is not best:
+    if published is best:
+        compared = ", with the published values"
+    elif published is not None:
         compared = f"; the published values (run {published.number}) have {published.score:.4f}"
+    ceiling = (
+        "" if study.ceiling is None else f"<p>Noise ceiling: {study.ceiling:.4f}, {escape(MEANING)}.</p>"
+    )
     chosen_on = {"oracle": "oracle tier"}.get(study.identity.get("select_on", ""), "hold-out fold")
     head = (
         f"<p>Run <b>{best.number}</b>: {best.score:.4f}{compared}. Single-trial correlation on the "
         f"{chosen_on}, which chose this run and so does not grade it.</p>"
     )
-    return head + _commands(study, best) + _settings(study, best, published)
+    return head + ceiling + _confirmed(study) + _commands(study, best) + _settings(study, best, published)
+
+
+def _confirmed(study: StudyRecord) -> str:
+    if not study.confirmed:
+        return ""
+    rows = [confirmation_cells(row) for row in study.confirmed]
+    text = f"The best runs again with further seeds, which chose nothing; sd over the seeds. {escape(FOUND)}."
+    return f'<p class="note">{text}</p>' + table(CONFIRMATION_HEADINGS, rows)
 
 
 def _commands(study: StudyRecord, best: RunRecord) -> str:
     folder = study.folder.resolve()
-    lines = [f"python hpo/search.py reproduce {shlex.quote(folder.name)} {best.number}"]
+    # By name where studies lie in the folder of studies, else by folder.
+    named = folder.parent.name == "studies"
+    where = [folder.name, best.number, "--root", folder.parent.parent] if named else [folder, best.number]
+    lines = [f"python hpo/search.py reproduce {shlex.join(map(str, where))}"]
     spec = study.spec(best)
     if spec is not None:
         changed = " ".join(
@@ -225,18 +227,18 @@ def _commands(study: StudyRecord, best: RunRecord) -> str:
 def _settings(study: StudyRecord, best: RunRecord, published: RunRecord | None) -> str:
     spec = study.spec(best)
     values = dict(best.params) if spec is None else flatten(spec)
-    searched = _table(
+    searched = table(
         ["searched", f"run {best.number}", "published"],
         [
-            [name, _value(values[name]), _value(published.params.get(name, "-")) if published else "-"]
+            [name, shown(values[name]), shown(published.params.get(name, "-")) if published else "-"]
             for name in sorted(best.params)
         ],
     )
-    rest = [[name, _value(value)] for name, value in values.items() if name not in best.params]
+    rest = [[name, shown(value)] for name, value in values.items() if name not in best.params]
     if not rest:
         return searched
     return (
-        searched + f"<details><summary>everything else</summary>{_table(['fixed', 'value'], rest)}</details>"
+        searched + f"<details><summary>everything else</summary>{table(['fixed', 'value'], rest)}</details>"
     )
 
 
@@ -245,8 +247,8 @@ def _rungs(study: StudyRecord) -> str:
         [str(rank.epoch), "-" if rank.correlation is None else f"{rank.correlation:.2f}", str(rank.runs)]
         for rank in rung_ranks(study)
     ]
-    table = _table(["after epoch", "rank correlation", "finished runs"], rows)
-    return table + _picture(draw_rungs(study), "early against final scores")
+    ranks = table(["after epoch", "rank correlation", "finished runs"], rows)
+    return ranks + picture(draw_rungs(study), "early against final scores")
 
 
 def _importance(found: Importances) -> str:
@@ -254,9 +256,9 @@ def _importance(found: Importances) -> str:
     head = f"<p>Ranking {escape(describe(found))}.</p>"
     if not found.rows:
         return head + warnings
-    picture = _picture(draw_importances(found), "importance of hyperparameters")
-    table = _table(HEADINGS, [cells(row) for row in found.rows])
-    return head + warnings + picture + f"<details><summary>numbers</summary>{table}</details>"
+    drawn = picture(draw_importances(found), "importance of hyperparameters")
+    numbers = table(HEADINGS, [cells(row) for row in found.rows])
+    return head + warnings + drawn + f"<details><summary>numbers</summary>{numbers}</details>"
 
 
 def _cost(study: StudyRecord) -> str:
@@ -264,8 +266,8 @@ def _cost(study: StudyRecord) -> str:
         [str(run.number), f"{run.score:.4f}", f"{run.seconds:.1f}", str(len(run.curve))]
         for run in cheapest_best(study.finished)
     ]
-    table = _table(["run", "score", "seconds", "epochs"], rows) if rows else ""
-    return _picture(draw_cost(study), "score against training time") + table
+    numbers = table(["run", "score", "seconds", "epochs"], rows) if rows else ""
+    return picture(draw_cost(study), "score against training time") + numbers
 
 
 def _runs(study: StudyRecord, names: Sequence[str]) -> str:
@@ -280,55 +282,8 @@ def _runs(study: StudyRecord, names: Sequence[str]) -> str:
             str(len(run.curve)),
             "" if run.seconds is None else f"{run.seconds:.1f}",
             run.reason or "",
-            *[_value(run.params.get(name, "")) for name in names],
+            *[shown(run.params.get(name, "")) for name in names],
         ]
         for run in ranked
     ]
-    return _table(heading, rows)
-
-
-def _value(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(text)}</th>" for text in heading)
-    body = "".join("<tr>" + "".join(f"<td>{escape(text)}</td>" for text in row) + "</tr>" for row in rows)
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-:root {{ color-scheme: light dark; --page: #ffffff; --text: #1c1c1c; --soft: #5b5b5b; --rule: #d9d9d9; }}
-@media (prefers-color-scheme: dark) {{
-  :root {{ --page: #16181c; --text: #e4e4e4; --soft: #a2a2a2; --rule: #3a3d44; }}
-}}
-body {{ background: var(--page); color: var(--text); font: 15px/1.5 system-ui, sans-serif;
-  max-width: 1080px; margin: 2rem auto; padding: 0 1rem; }}
-h1 {{ font-size: 1.5rem; margin: 0 0 .5rem; }}
-h2 {{ font-size: 1.1rem; margin: 2.2rem 0 .3rem; border-top: 1px solid var(--rule); padding-top: 1rem; }}
-p {{ margin: .3rem 0; }}
-figure {{ margin: .6rem 0; overflow-x: auto; }}
-.note, .missing {{ color: var(--soft); font-size: .9rem; max-width: 80ch; }}
-.warning {{ border-left: 4px solid #e69f00; padding-left: .6rem; }}
-.wide {{ overflow-x: auto; margin: .6rem 0; }}
-table {{ border-collapse: collapse; font-size: .82rem; font-variant-numeric: tabular-nums; }}
-th, td {{ text-align: left; padding: .15rem .8rem .15rem 0; border-bottom: 1px solid var(--rule);
-  white-space: nowrap; }}
-pre {{ border: 1px solid var(--rule); padding: .5rem; font-size: .8rem; white-space: pre-wrap;
-  overflow-wrap: anywhere; }}
-summary {{ cursor: pointer; color: var(--soft); }}
-</style>
-</head>
-<body>
-<h1>{title}</h1>
-{summary}
-{body}
-</body>
-</html>
-"""
+    return table(heading, rows)

@@ -14,6 +14,8 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 from scipy.stats import spearmanr
 
+from hpo.ceiling import kept_ceiling
+from hpo.confirmation import Confirmed, confirmation_folder, confirmed
 from hpo.identity import IDENTITY_FILE, StudyError
 from hpo.pruning import PruningConfig
 from hpo.study import is_infeasible, outcome_of, storage_url
@@ -69,6 +71,8 @@ class StudyRecord:
         runs: that were started, by number.
         identity: what the study was made for.
         published: number of the run with the published values, if there is one.
+        ceiling: of the scores, by the noise of the recordings; None where nobody has computed it.
+        confirmed: what further seeds say about the best runs.
     """
 
     folder: Path
@@ -76,6 +80,8 @@ class StudyRecord:
     runs: tuple[RunRecord, ...]
     identity: Mapping[str, Any] = field(default_factory=dict)
     published: int | None = None
+    ceiling: float | None = None
+    confirmed: tuple[Confirmed, ...] = ()
 
     @cached_property
     def finished(self) -> tuple[RunRecord, ...]:
@@ -165,7 +171,20 @@ def read_study(folder: Path) -> StudyRecord:
         runs=tuple(map(_record, started)),
         identity=read_json(identity) if identity.exists() else {},
         published=published,
+        ceiling=kept_ceiling(folder),
+        confirmed=_confirmed(folder, trials),
     )
+
+
+def _confirmed(folder: Path, trials: Sequence[FrozenTrial]) -> tuple[Confirmed, ...]:
+    again = confirmation_folder(folder)
+    if not Path(storage_url(again).removeprefix("sqlite:///")).exists():
+        return ()
+    try:
+        return tuple(confirmed(trials, _stored(storage_url(again))[1]))
+    except StudyError:
+        # It has hardly begun.
+        return ()
 
 
 def _stored(url: str) -> tuple[str, list[FrozenTrial]]:

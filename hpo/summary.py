@@ -1,33 +1,27 @@
 """What a search has found: best runs, the published one, the noise ceiling, what mattered, what it took."""
 
 import csv
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from optuna.trial import FrozenTrial
 from rich.console import Console
 from rich.table import Table
 
-from data.recording import Recording, Tier
-from hpo.confirmation import Confirmed
+from hpo.ceiling import MEANING, kept_ceiling
+from hpo.confirmation import CONFIRMATION_HEADINGS, FOUND, Confirmed, confirmation_cells
 from hpo.importance import importance_table, importances
 from hpo.study import Study, outcome_of, ranked
-from training.ceiling import Ceiling, CeilingAccumulator
-from training.ceiling import summarize as pool
 
 SHOWN = 5
 
 
-def summarize(
-    study: Study, recordings: Sequence[Recording], console: Console, *, files: Sequence[Path], root: Path
-) -> None:
+def summarize(study: Study, console: Console, *, files: Sequence[Path], root: Path) -> None:
     """Print the best runs, how all of them ended, what mattered and what to do next.
 
     Args:
         study: what was searched.
-        recordings: what it was searched on.
         console: where to print.
         files: written by the search.
         root: folder of studies.
@@ -36,19 +30,20 @@ def summarize(
     best = ranked(trials)
     if best:
         console.print(best_table(study, best[:SHOWN]))
-    lines = [*_found(best, trials, recordings), _cost(study, trials)]
+    lines = [*_found(study, best, trials), _cost(study, trials)]
     lines += [f"written: {path}" for path in files]
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
-    if len(best) > 1:
-        console.print(importance_table(importances(trials)))
+    found = importances(trials)
+    if found.rows:
+        console.print(importance_table(found))
+    else:
+        console.print(f"importance of hyperparameters: {found.warnings[0]}", highlight=False, soft_wrap=True)
     for line in _next(study, best, root):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _found(
-    best: Sequence[FrozenTrial], trials: Sequence[FrozenTrial], recordings: Sequence[Recording]
-) -> list[str]:
+def _found(study: Study, best: Sequence[FrozenTrial], trials: Sequence[FrozenTrial]) -> list[str]:
     if not best:
         return ["no run has finished"]
     lines = [f"best: run {best[0].number}, {best[0].values[0]:.4f}"]
@@ -58,36 +53,10 @@ def _found(
             "the best itself" if best[0].number == 0 else f"{best[0].values[0] - published.values[0]:+.4f}"
         )
         lines.append(f"published values: run 0, {published.values[0]:.4f} ({change})")
-    ceiling = noise_ceiling(recordings)
+    ceiling = kept_ceiling(study.folder)
     if ceiling is not None:
-        lines.append(
-            f"noise ceiling: {ceiling:.4f}, the best single-trial correlation of a predictor of the video "
-            "alone, on the oracle tier, where videos repeat; one that sees behavior can exceed it"
-        )
+        lines.append(f"noise ceiling: {ceiling:.4f}, {MEANING}")
     return lines
-
-
-def noise_ceiling(recordings: Sequence[Recording]) -> float | None:
-    """Return the pooled ceiling of the single-trial correlation, None without repeated videos."""
-    ceilings = [ceiling for recording in recordings if (ceiling := _ceiling(recording)) is not None]
-    return pool(ceilings).single_trial_max if ceilings else None
-
-
-def _ceiling(recording: Recording) -> Ceiling | None:
-    repeats = defaultdict(list)
-    for trial in recording.trials:
-        if trial.tier is Tier.ORACLE and trial.has_responses:
-            repeats[trial.video_id].append(trial)
-    repeats = defaultdict(list, {video: same for video, same in repeats.items() if len(same) > 1})
-    if not repeats:
-        return None
-    accumulator = CeilingAccumulator(recording.session, len(recording.neurons.ids))
-    for video, same in repeats.items():
-        shown = [recording.responses(trial) for trial in same]
-        accumulator.update(
-            [responses.astype(np.float64) for responses in shown if responses is not None], video_id=video
-        )
-    return accumulator.result()
 
 
 def _cost(study: Study, trials: Sequence[FrozenTrial]) -> str:
@@ -130,20 +99,13 @@ def confirmation_table(rows: Sequence[Confirmed]) -> Table:
     table = Table(
         title="confirmed with further seeds, which chose nothing",
         title_justify="left",
-        caption="'found' is the score that chose the run, too high for that reason",
+        caption=FOUND,
         caption_justify="left",
     )
-    for column in ("run", "mean", "sd", "lowest", "highest", "seeds", "found"):
+    for column in CONFIRMATION_HEADINGS:
         table.add_column(column, justify="right")
     for row in rows:
-        shown = [row.mean, row.spread, min(row.scores, default=None), max(row.scores, default=None)]
-        failed = f" ({row.failures} failed)" if row.failures else ""
-        table.add_row(
-            str(row.run),
-            *("-" if value is None else f"{value:.4f}" for value in shown),
-            f"{len(row.scores)}{failed}",
-            f"{row.found:.4f}",
-        )
+        table.add_row(*confirmation_cells(row))
     return table
 
 

@@ -3,6 +3,7 @@ import hashlib
 import json
 import math
 import shlex
+import statistics
 from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -14,12 +15,16 @@ from hpo_search import make_report, open_study
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
+from hpo.afterwards import study_folder as find_study
+from hpo.arguments import parse_afterwards
+from hpo.ceiling import CEILING_FILE
+from hpo.confirmation import CONFIRMATION_HEADINGS, RUN, SEED, confirmation_folder
 from hpo.figures.hyperparameters import Scale, correlation_matrix, draw_parallel, draw_slices
 from hpo.figures.progress import draw_curves, draw_history
 from hpo.figures.style import styled
 from hpo.identity import StudyError
 from hpo.pruning import PruningConfig
-from hpo.report import write_report
+from hpo.report import _best, write_report
 from hpo.report_data import cheapest_best, read_study, rung_ranks
 from hpo.study import storage_url
 from training.names import with_values
@@ -260,6 +265,42 @@ def test_the_best_runs_command_makes_the_same_run(study_folder, page):
     assert replace(made, seed=seed) == study.spec(study.best)
     assert made.model.num_heads == 4
     assert made.optimizer.core_lr == all_kinds()[2].params["optimizer.core_lr"]
+
+
+def again(run, seed, score=None):
+    whole = IntDistribution(0, 2**31 - 1)
+    return create_trial(
+        params={RUN: run, SEED: seed},
+        distributions={RUN: whole, SEED: whole},
+        value=score,
+        state=TrialState.FAIL if score is None else TrialState.COMPLETE,
+    )
+
+
+def test_the_best_run_stands_beside_the_noise_ceiling_and_what_further_seeds_say(tmp_path):
+    folder = store(tmp_path / "studies" / "it", all_kinds())
+    assert "oise ceiling" not in _best(read_study(folder))
+    (folder / CEILING_FILE).write_text(json.dumps({"single_trial_max": 0.71234}))
+    seeds = [again(2, 4, 0.25), again(5, 4, 0.27), again(2, 5, 0.21), again(5, 5, 0.28), again(2, 6)]
+    store(confirmation_folder(folder), seeds, identity=False)
+    page = Page(_best(read_study(folder)))
+    assert "Noise ceiling: 0.7123" in page.text
+    sd = statistics.stdev
+    assert page.table(*CONFIRMATION_HEADINGS) == [
+        ["5", "0.2750", f"{sd((0.27, 0.28)):.4f}", "0.2700", "0.2800", "2", "0.2800"],
+        ["2", "0.2300", f"{sd((0.25, 0.21)):.4f}", "0.2100", "0.2500", "2 (1 failed)", "0.3100"],
+    ]
+
+
+@pytest.mark.parametrize("place", ["studies/it", "elsewhere/it"])
+def test_the_line_that_reproduces_the_best_run_finds_the_study(tmp_path, monkeypatch, place):
+    folder = store(tmp_path / "with space" / place, all_kinds())
+    parts = _best(read_study(folder)).split("<pre>")
+    line = next(part for part in parts if part.startswith("python hpo/search.py"))
+    words = shlex.split(line[: line.index("</pre>")].replace("&#x27;", "'"))
+    monkeypatch.chdir(tmp_path)
+    parsed = parse_afterwards(words[2:])
+    assert (find_study(parsed).resolve(), parsed.run) == (folder.resolve(), 2)
 
 
 def test_rank_correlations_are_spearmans(study_folder, page):
