@@ -34,7 +34,8 @@ from rich.table import Table  # noqa: E402
 from benchmarks.simulated_pools import SESSION, TIER, SimulatedRecording, write_member  # noqa: E402
 from ensembles.blending import BLENDS, ROUNDS, Blender, best_subset, greedy  # noqa: E402
 from ensembles.clip_moments import ClipMoments  # noqa: E402
-from ensembles.evidence import Evidence, gather  # noqa: E402
+from ensembles.evidence import Evidence  # noqa: E402
+from ensembles.evidence_pass import gather  # noqa: E402
 from ensembles.gate import choose  # noqa: E402
 from training.predictions import PredictionStore  # noqa: E402
 

@@ -31,7 +31,8 @@ from rich.table import Table  # noqa: E402
 
 from benchmarks.simulated_pools import TIER, SimulatedRecording, write_member  # noqa: E402
 from ensembles.blending import Blender  # noqa: E402
-from ensembles.evidence import Evidence, gather  # noqa: E402
+from ensembles.evidence import Evidence  # noqa: E402
+from ensembles.evidence_pass import gather  # noqa: E402
 from ensembles.gate import choose  # noqa: E402
 from ensembles.intervals import jackknife, leave_one_out_sets  # noqa: E402
 from ensembles.packed_moments import weigh  # noqa: E402

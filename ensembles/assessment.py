@@ -15,7 +15,8 @@ from ensembles.analysis import Analysis
 from ensembles.builder import Progress
 from ensembles.costs import COST_UNIT, member_costs, num_parameters
 from ensembles.diagnostics import analyze
-from ensembles.evidence import METRICS, Evidence, gather
+from ensembles.evidence import METRICS, Evidence
+from ensembles.evidence_pass import gather
 from ensembles.fusion import Fusion, score_fused
 from ensembles.gate import choose
 from ensembles.holdout import HOLDOUT

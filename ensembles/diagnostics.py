@@ -2,33 +2,18 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import combinations
 
 import numpy as np
 from jaxtyping import Float64, Int
 
-from data.recording import Recording, Stimulus, Trial
-from ensembles.analysis import (
-    Analysis,
-    ByMetric,
-    CeilingShare,
-    CostPoint,
-    CurvePoint,
-    MemberScore,
-    Protocol,
-    SystemScore,
-)
-from ensembles.blending import mean_of_subsets
-from ensembles.clip_moments import ClipMoments, PooledMoments, guarded_ratio
+from data.recording import Recording, Stimulus
+from ensembles.analysis import Analysis, ByMetric, MemberScore, Protocol, SystemScore
+from ensembles.ceiling_share import share_of_ceiling
+from ensembles.clip_moments import ClipMoments
+from ensembles.diversity import cost_front, gain_curve, mean_off_diagonal, member_correlation
 from ensembles.evidence import METRICS, Evidence, Metric, Weights
 from ensembles.gate import Choice
 from ensembles.intervals import Interval, jackknife, leave_one_out_sets
-from ensembles.official_responses import OfficialResponses
-from training.ceiling import Ceiling, CeilingAccumulator
-from training.scored_frames import LAST_FRAME, ScoreError
-
-NUM_ORDERS = 20
-"""Random orders in which members are added for the curve."""
 
 
 def analyze(
@@ -100,10 +85,10 @@ def analyze(
     }
     dropped = {broken.member for broken in choice.broken}
     pooled = ClipMoments.load(report_on, metric=choice.metric).pool(range(len(report_on.clips)))
-    correlation, kept = _correlation(pooled), [members.index(member) for member in choice.kept]
-    mean_correlation = _mean_off_diagonal(correlation[np.ix_(kept, kept)])
-    front, others = _front(pooled, members, kept, [costs[member] for member in members])
-    ceiling, note = _ceiling(report_on, recordings, systems[-1])
+    correlation, kept = member_correlation(pooled), [members.index(member) for member in choice.kept]
+    mean_correlation = mean_off_diagonal(correlation[np.ix_(kept, kept)])
+    front, others = cost_front(pooled, members, kept, [costs[member] for member in members])
+    ceiling, note = share_of_ceiling(report_on, recordings, systems[-1])
     in_sample = {
         metric: choose_on.score(choice.by_session, metric=metric, scales=choice.scales).pooled
         for metric in METRICS
@@ -136,7 +121,7 @@ def analyze(
         correlation=correlation,
         mean_correlation=mean_correlation,
         effective_number=len(kept) / (1 + (len(kept) - 1) * mean_correlation) if len(kept) > 1 else 1.0,
-        curve=_curve(pooled, kept, mean_correlation),
+        curve=gain_curve(pooled, kept, mean_correlation),
         front=front,
         costs=others,
         cost_unit=cost_unit,
@@ -240,131 +225,3 @@ def _without(choice: Choice, weights: Weights, place: int) -> dict[str, Float64[
         empty = reduced[session].sum(axis=-1) == 0
         reduced[session][empty] = others
     return reduced
-
-
-def _correlation(pooled: PooledMoments) -> Float64[np.ndarray, "k k"]:
-    num_members = pooled.num_members
-    correlation = np.eye(num_members)
-    variance = pooled.covariance[np.arange(num_members), np.arange(num_members)]
-    for first, second in combinations(range(num_members), 2):
-        ratio = guarded_ratio(pooled.covariance[first, second], variance[first] * variance[second])
-        varies = (variance[first] > 0) & (variance[second] > 0)
-        mean = float(ratio[varies].mean()) if varies.any() else 0.0
-        correlation[first, second] = correlation[second, first] = mean
-    return correlation
-
-
-def _mean_off_diagonal(correlation: Float64[np.ndarray, "k k"]) -> float:
-    num_members = len(correlation)
-    if num_members < 2:
-        return 1.0
-    return float((correlation.sum() - np.trace(correlation)) / (num_members * (num_members - 1)))
-
-
-def _curve(pooled: PooledMoments, kept: Sequence[int], mean_correlation: float) -> tuple[CurvePoint, ...]:
-    rng = np.random.default_rng(0)
-    scores = np.stack([mean_of_subsets(pooled, rng.permutation(kept).tolist()) for _ in range(NUM_ORDERS)])
-    single = np.mean([pooled.score(np.eye(pooled.num_members)[member]) for member in kept])
-    return tuple(
-        CurvePoint(
-            num_members=count,
-            score=float(single if count == 1 else scores[:, count - 1].mean()),
-            low=float(np.quantile(scores[:, count - 1], 0.1)),
-            high=float(np.quantile(scores[:, count - 1], 0.9)),
-            predicted=float(single * math.sqrt(count / (1 + (count - 1) * mean_correlation))),
-        )
-        for count in range(1, len(kept) + 1)
-    )
-
-
-def _front(
-    pooled: PooledMoments, members: Sequence[str], kept: Sequence[int], costs: Sequence[float]
-) -> tuple[tuple[CostPoint, ...], tuple[CostPoint, ...]]:
-    """Score singles, pairs, and means grown by what helps most, also for its cost; keep the unbeaten."""
-    subsets = {(member,) for member in kept} | {tuple(sorted(pair)) for pair in combinations(kept, 2)}
-    subsets |= set(_grown(pooled, kept, [1.0] * len(costs))) | set(_grown(pooled, kept, costs))
-    points = [
-        CostPoint(
-            members=tuple(members[member] for member in subset),
-            cost=float(sum(costs[member] for member in subset)),
-            score=pooled.score(np.isin(np.arange(len(members)), subset) / len(subset)),
-        )
-        for subset in sorted(subsets)
-    ]
-    front: list[CostPoint] = []
-    for point in sorted(points, key=lambda each: (each.cost, -each.score)):
-        if not front or point.score > front[-1].score:
-            front.append(point)
-    return tuple(front), tuple(point for point in points if point not in front)
-
-
-def _grown(pooled: PooledMoments, kept: Sequence[int], costs: Sequence[float]) -> list[tuple[int, ...]]:
-    """Add to the best member, one by one, whatever gains most per cost."""
-    chosen: list[int] = []
-    grown = []
-    score = 0.0
-    while len(chosen) < len(kept):
-        best, best_score, best_gain = -1, 0.0, -math.inf
-        for member in kept:
-            if member in chosen:
-                continue
-            subset = [*chosen, member]
-            found = pooled.score(np.isin(np.arange(pooled.num_members), subset) / len(subset))
-            # Where nothing gains any more, what costs much must not look better for it.
-            gain = (found - score) / costs[member] if found > score else (found - score) * costs[member]
-            if gain > best_gain:
-                best, best_score, best_gain = member, found, gain
-        chosen.append(best)
-        score = best_score
-        grown.append(tuple(sorted(chosen)))
-    return grown
-
-
-def _ceiling(
-    evidence: Evidence, recordings: Sequence[Recording], chosen: SystemScore
-) -> tuple[CeilingShare | None, str]:
-    if not recordings:
-        return None, "not measured"
-    try:
-        ceilings = measure_ceilings(evidence, recordings)
-    except ScoreError as error:
-        return None, str(error)
-    single = float(np.concatenate([ceiling.single_trial_max for ceiling in ceilings]).mean())
-    average = float(np.concatenate([ceiling.cc_max for ceiling in ceilings]).mean())
-    if single <= 0 or average <= 0:
-        return None, "no neuron has a measurable signal"
-    share = CeilingShare(
-        single_trial=single,
-        to_average=average,
-        share_single_trial=chosen.overall["single_trial"].value / single,
-        share_to_average=chosen.overall["to_average"].value / average,
-    )
-    return share, ""
-
-
-def measure_ceilings(evidence: Evidence, recordings: Sequence[Recording]) -> list[Ceiling]:
-    """Estimate the noise ceilings of the scored trials of each session from repeats.
-
-    Raises:
-        ScoreError: no video is repeated, or responses are missing or not complete.
-    """
-    ceilings = []
-    for recording in recordings:
-        wanted = set(evidence.trials_of[recording.session])
-        repeats: dict[str, list[Trial]] = {}
-        for trial in recording.trials:
-            if trial.index in wanted:
-                repeats.setdefault(trial.video_id, []).append(trial)
-        responses = OfficialResponses(recording)
-        neurons = slice(0, len(recording.neurons.ids))
-        accumulator = CeilingAccumulator(recording.session, neurons.stop)
-        for video_id, trials in sorted(repeats.items()):
-            if len(trials) < 2:
-                continue
-            stops = [min(trial.num_frames, LAST_FRAME) for trial in trials]
-            accumulator.update(
-                [responses.read(trial, 0, stop, neurons) for trial, stop in zip(trials, stops, strict=True)],
-                video_id=video_id,
-            )
-        ceilings.append(accumulator.result())
-    return ceilings

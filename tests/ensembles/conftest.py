@@ -5,7 +5,7 @@ import os
 import pytest
 from ensemble_pools import make_pool
 
-from ensembles.evidence import gather
+from ensembles.evidence_pass import gather
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ from ensemble_pools import make_pool
 from rich.console import Console
 
 from ensembles.blending import BLENDS
-from ensembles.diagnostics import analyze, measure_ceilings
+from ensembles.ceiling_share import measure_ceilings
+from ensembles.diagnostics import analyze
 from ensembles.evidence import METRICS
 from ensembles.gate import choose
 from ensembles.report import print_report, write_report

@@ -10,8 +10,9 @@ from ensemble_pools import accumulated_score, direct_scores, make_pool
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-import ensembles.evidence
-from ensembles.evidence import METRICS, Evidence, EvidenceError, gather
+import ensembles.evidence_pass
+from ensembles.evidence import METRICS, Evidence, EvidenceError, block_path
+from ensembles.evidence_pass import gather
 from training.metrics import ScoreAccumulator
 from training.prediction_info import PredictionError
 from training.predictions import PredictionStore
@@ -261,16 +262,16 @@ def test_blocks_and_threads_change_nothing_that_counts(tmp_path):
 def _die_in_the_second_block(root, store_root, pool):
     blocks = []
 
-    def gather_block(reader, neurons, folder, original=ensembles.evidence._gather_block):
+    def gather_block(reader, neurons, folder, original=ensembles.evidence_pass._gather_block):
         blocks.append(neurons)
         if len(blocks) == 2:
             # In the middle of writing, what is there already under a temporary name.
-            path = ensembles.evidence._block_path(folder, reader.plan.recording.session, neurons.start)
+            path = block_path(folder, reader.plan.recording.session, neurons.start)
             path.with_name(f"{path.name}.partial").write_bytes(b"half")
             os.kill(os.getpid(), signal.SIGKILL)
         original(reader, neurons, folder)
 
-    ensembles.evidence._gather_block = gather_block
+    ensembles.evidence_pass._gather_block = gather_block
     store = PredictionStore(root=store_root)
     gather(store, pool.members, pool.recordings, tier="oracle", folder=root, memory_bytes=1, threads=1)
 
