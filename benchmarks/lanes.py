@@ -7,6 +7,9 @@ The same tiny training is made in every way, in short runs and in long ones. A l
 per run and per epoch; what a lane has more than the plain loop is its overhead. Starting (the group of
 workers of the warm lane, for one) is counted apart: what one run takes, less a run and its epochs. Every
 search is timed ``--repeats`` times, and the medians count.
+
+A second table has runs that do nothing, of 2 and 42 epochs: what a report costs is too little to be seen
+beside training. A Ray Train run per run cannot be empty, so that lane is not in it.
 """
 
 import argparse
@@ -15,8 +18,9 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -28,11 +32,10 @@ from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
 from data.experiment import SimulationConfig  # noqa: E402
-from data.recording import Recording  # noqa: E402
 from data.simulation import simulate  # noqa: E402
 from data.sources import open_recordings  # noqa: E402
 from hpo.cluster import ClusterConfig, run_on_ray, start_ray  # noqa: E402
-from hpo.driver import Driver, Limits  # noqa: E402
+from hpo.driver import Driver, Limits, Objective, OnEpoch  # noqa: E402
 from hpo.lanes import Lane  # noqa: E402
 from hpo.objective import make_objective  # noqa: E402
 from hpo.pruning import PruningConfig  # noqa: E402
@@ -40,10 +43,12 @@ from hpo.space import Ask, Bounds, plan_space  # noqa: E402
 from hpo.study import Study  # noqa: E402
 from training.names import with_values  # noqa: E402
 from training.recipes import recipe  # noqa: E402
+from training.results import EpochReport, Outcome, RunResult  # noqa: E402
 from training.spec import RunSpec  # noqa: E402
 
 Way = Callable[[int, int, Path], None]
 """Makes so many runs of so many epochs in a folder."""
+MakeObjective = Callable[[ClusterConfig], Objective]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +64,39 @@ class Spent:
     start: float
     run: float
     epoch: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmptyObjective:
+    """Reports epochs that took no time."""
+
+    def __call__(self, spec: RunSpec, folder: Path, on_epoch: OnEpoch, ranks: object = None) -> RunResult:  # noqa: ARG002
+        """Make a run without training."""
+        for epoch in range(1, spec.epochs + 1):
+            on_epoch(
+                EpochReport(
+                    epoch=epoch,
+                    loss=1.0,
+                    score=0.1,
+                    score_by_session={},
+                    best_score=0.1,
+                    rate=0.1,
+                    seconds=0.0,
+                    clips_per_second=1.0,
+                    peak_memory_bytes=1,
+                )
+            )
+        return RunResult(
+            run_id=folder.name,
+            spec=spec,
+            outcome=Outcome.FINISHED,
+            score=0.1,
+            score_by_session={},
+            epochs=spec.epochs,
+            seconds=0.0,
+            checkpoint=None,
+            error=None,
+        )
 
 
 def tiny_run(epochs: int) -> RunSpec:
@@ -82,12 +120,12 @@ def suggest(ask: Ask) -> None:
     ask.number("model.spatial_smoothness", 1e-2, 1e2, log=True)
 
 
-def plain_loop(recordings: list[Recording]) -> Way:
+def plain_loop(make: MakeObjective) -> Way:
     """Return Optuna's own loop, with its storage in a file, around the training."""
 
     def search(runs: int, epochs: int, folder: Path) -> None:
         folder.mkdir(parents=True)
-        train = make_objective(ClusterConfig(), recordings, select_on="holdout")
+        train = make(ClusterConfig())
         base = tiny_run(epochs)
         study = optuna.create_study(storage=f"sqlite:///{folder / 'study.db'}", direction="maximize")
 
@@ -108,7 +146,7 @@ def plain_loop(recordings: list[Recording]) -> Way:
     return search
 
 
-def driven(recordings: list[Recording], lane: Lane | None) -> Way:
+def driven(make: MakeObjective, lane: Lane | None) -> Way:
     """Return a search of ours: in this process, or on a Ray that runs already."""
 
     def search(runs: int, epochs: int, folder: Path) -> None:
@@ -123,7 +161,7 @@ def driven(recordings: list[Recording], lane: Lane | None) -> Way:
         )
         driver = Driver(study, Limits(runs=runs))
         config = ClusterConfig(slots=1, lane=lane or "actors")
-        objective = make_objective(config, recordings, select_on="holdout")
+        objective = make(config)
         try:
             if lane is None:
                 driver.run_here(objective)
@@ -173,31 +211,40 @@ def main() -> None:
         folder = Path(name)
         config = replace(SimulationConfig.for_scale("demo"), mice=1, neurons=50, train_clips=24)
         recordings = open_recordings(simulate(folder / "raw", config), cache=folder / "cache")
-        ways = {
-            "plain Optuna loop": plain_loop(recordings),
-            "our driver, this process": driven(recordings, None),
-            **{f"lane {lane}": driven(recordings, lane) for lane in parsed.lanes},
-        }
-        spent: dict[str, Spent] = {}
-        for number, (way_name, way) in enumerate(ways.items()):
-            if way_name.startswith("lane"):
-                start_ray(ClusterConfig())
-            runs = max(parsed.runs // 3, 2) if way_name == "lane train" else parsed.runs
-            spent[way_name] = measure(
-                way,
-                folder / str(number),
-                runs=runs,
-                short=parsed.short,
-                long=parsed.long,
-                repeats=parsed.repeats,
-            )
-            console.print(f"{way_name}: {spent[way_name]}", highlight=False, soft_wrap=True)
-    console.print(overhead_table(spent))
+        training = partial(make_objective, recordings=recordings, select_on="holdout")
+        options = {"runs": parsed.runs, "repeats": parsed.repeats}
+        spans = {"short": parsed.short, "long": parsed.long}
+        trained = measure_all(training, folder / "trained", parsed.lanes, **options, **spans)
+        lanes = [lane for lane in parsed.lanes if lane != "train"]
+        empty = measure_all(lambda _: EmptyObjective(), folder / "empty", lanes, **options, short=2, long=42)
+    console.print(overhead_table(trained, title="tiny training"))
+    console.print(overhead_table(empty, title="runs that do nothing"))
 
 
-def overhead_table(spent: dict[str, Spent]) -> Table:
+def measure_all(
+    make: MakeObjective, folder: Path, lanes: Sequence[Lane], *, runs: int, **options: int
+) -> dict[str, Spent]:
+    """Measure the two loops in this process, and some lanes."""
+    ways = {
+        "plain Optuna loop": plain_loop(make),
+        "our driver, this process": driven(make, None),
+        **{f"lane {lane}": driven(make, lane) for lane in lanes},
+    }
+    spent: dict[str, Spent] = {}
+    for number, (name, way) in enumerate(ways.items()):
+        if name.startswith("lane"):
+            start_ray(ClusterConfig())
+        few = max(runs // 3, 2) if name == "lane train" else runs
+        spent[name] = measure(way, folder / str(number), runs=few, **options)
+        print(f"{name}: {spent[name]}", flush=True)
+    return spent
+
+
+def overhead_table(spent: dict[str, Spent], *, title: str) -> Table:
     """Return what every way takes, and what it takes more than the plain loop."""
-    table = Table(title="seconds; overhead is what is above the plain Optuna loop", title_justify="left")
+    table = Table(
+        title=f"{title}: seconds; overhead is what is above the plain Optuna loop", title_justify="left"
+    )
     columns = ("way", "start", "per run", "per epoch", "overhead per run", "overhead per report")
     for column in columns:
         table.add_column(column, justify="left" if column == "way" else "right")
@@ -206,10 +253,10 @@ def overhead_table(spent: dict[str, Spent]) -> Table:
         table.add_row(
             name,
             f"{each.start:.2f}",
-            f"{each.run:.3f}",
-            f"{each.epoch:.3f}",
-            f"{each.run - plain.run:.3f}",
-            f"{each.epoch - plain.epoch:.3f}",
+            f"{each.run:.4f}",
+            f"{each.epoch:.4f}",
+            f"{each.run - plain.run:.4f}",
+            f"{each.epoch - plain.epoch:.4f}",
         )
     return table
 
