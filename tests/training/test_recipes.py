@@ -304,15 +304,25 @@ def test_an_unknown_family_is_an_error_that_names_the_nearest():
         recipe("vivitt", scale="demo")
 
 
+@pytest.fixture(scope="module")
+def demo_world(tmp_path_factory):
+    """Demo recordings, their oracle trials, and the score of the true rates on these."""
+    folder = tmp_path_factory.mktemp("demo")
+    raw = folder / "raw"
+    recordings = open_recordings(simulate(raw, SimulationConfig.for_scale("demo")), cache=folder / "cache")
+    oracle = select_trials(recordings, [Tier.ORACLE])
+    return recordings, oracle, known_ceiling(recordings, open_truths(raw, recordings), oracle).single_trial
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_the_factorized_demo_learns_in_a_few_epochs(tmp_path):
-    """Measured: see docs/results.md; after three epochs about twice what is asked for here."""
-    config = SimulationConfig.for_scale("demo")
-    recordings = open_recordings(simulate(tmp_path / "raw", config), cache=tmp_path / "cache")
-    oracle = select_trials(recordings, [Tier.ORACLE])
-    ceiling = known_ceiling(recordings, open_truths(tmp_path / "raw", recordings), oracle).single_trial
-    spec = with_values(recipe("factorized", scale="demo"), {"epochs": 3})
+@pytest.mark.parametrize(
+    ("family", "values"), [("factorized", {}), ("gru", {}), ("v1fm", {"schedule.constant_epochs": 1})]
+)
+def test_demo_recipes_learn_in_two_epochs(demo_world, family, values):
+    """Measured: 60, 65 and 61 % of the ceiling on the hold-out fold; whole recipes in docs/results.md."""
+    recordings, oracle, ceiling = demo_world
+    spec = with_values(recipe(family, scale="demo"), {"epochs": 2} | values)
     material = Material.prepare(recordings, spec, device=torch.device("cpu"))
     encoder = material.build_encoder()
     fit(encoder, material, spec, on_epoch=lambda _: True)
@@ -325,4 +335,4 @@ def test_the_factorized_demo_learns_in_a_few_epochs(tmp_path):
         compute=spec.compute,
     ).single_trial
     assert 0.7 < ceiling < 0.9
-    assert score > ceiling / 4
+    assert score > 0.4 * ceiling
