@@ -19,6 +19,7 @@ from training.results import EpochReport
 from training.run import versions
 from training.spool import Spool
 from training.tracking import PARENT_TAG, Recorder, send_waiting
+from training.tracking_view import NAME_TAG
 
 logger = logging.getLogger(__name__)
 
@@ -44,12 +45,14 @@ class BuildMirror:
         self._closing = threading.Event()
         self._warned = False
         self._build = self._open(plan.folder, self.run_id, self._tags())
+        self._build.tags({"outcome": "running"})
         self._build.parameters({"recipe": plan.recipe, "scale": plan.scale, "blend": plan.blend})
         self._thread = threading.Thread(target=self._send_forever, name="mirror", daemon=True)
         self._thread.start()
 
     def _tags(self) -> dict[str, str]:
         return {
+            NAME_TAG: self._plan.name,
             "kind": "build",
             "recipe": self._plan.recipe,
             "members": str(len(self._plan.members)),
@@ -65,6 +68,7 @@ class BuildMirror:
                 continue
             tags = run_tags(member.spec, self._recordings) | {
                 PARENT_TAG: self.run_id,
+                NAME_TAG: member.name,
                 "build": self._plan.name,
                 "member": member.name,
                 "kind": "member",
@@ -120,6 +124,7 @@ class BuildMirror:
         Returns:
             Whether everything has arrived.
         """
+        self._build.tags({"outcome": "finished" if finished else "interrupted"})
         if finished:
             self._build.end("FINISHED")
         deadline = time.monotonic() + wait_seconds

@@ -15,9 +15,10 @@ from data.recording import Recording
 from hpo.study import Asked, Study, run_folder
 from training.names import flatten
 from training.reporter import STATUS, epoch_metrics, run_tags
-from training.results import EpochReport, RunResult
+from training.results import EpochReport, Outcome, RunResult
 from training.spool import EVENTS_FILE, Spool
 from training.tracking import PARENT_TAG, Recorder, send_waiting
+from training.tracking_view import NAME_TAG
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,12 @@ class Mirror:
         self._steps: dict[int, set[int]] = {}
         self._closing = threading.Event()
         self._spools: dict[Path, Spool] = {}
-        self._study_recorder = self._open(study.folder, self._parent, {**tags, "kind": "study"})
+        self._study_recorder = self._open(
+            study.folder,
+            self._parent,
+            run_tags(study.space.base, recordings) | self._study_tags() | dict(tags),
+        )
+        self._study_recorder.tags({"outcome": "running"})
         for events in sorted(study.folder.glob(f"runs/*/{EVENTS_FILE}")):
             self._spools[events.parent] = Spool(events.parent)
         self._thread = threading.Thread(target=self._send_forever, name="mirror", daemon=True)
@@ -63,6 +69,7 @@ class Mirror:
         spec = asked.spec or self._study.space.base
         tags = run_tags(spec, self._recordings) | {
             PARENT_TAG: self._parent,
+            NAME_TAG: f"run {asked.number}",
             "study": self._study.folder.name,
             "run": str(asked.number),
             "kind": "run",
@@ -91,6 +98,13 @@ class Mirror:
         if traces.exists():
             recorder.artifact(traces, folder="pictures")
         recorder.end(STATUS[result.outcome])
+        # The study is told after its observers are.
+        best = self._study.best()
+        scores = [] if best is None else [best.values[0]]
+        if result.outcome is Outcome.FINISHED and result.score is not None:
+            scores.append(result.score)
+        if scores:
+            self._study_recorder.metrics({"best_score": max(scores)}, step=number)
 
     def close(self, artifacts: Sequence[Path] = (), *, finished: bool, wait_seconds: float = 20.0) -> bool:
         """Send what waits, for a bounded time.
@@ -108,6 +122,7 @@ class Mirror:
         best = self._study.best()
         if best is not None:
             self._study_recorder.tags({"best_run": str(best.number), "best_score": f"{best.values[0]:.6f}"})
+        self._study_recorder.tags({"outcome": "finished" if finished else "interrupted"})
         if finished:
             self._study_recorder.end("FINISHED")
         deadline = time.monotonic() + wait_seconds
@@ -115,6 +130,10 @@ class Mirror:
             time.sleep(0.05)
         self._closing.set()
         return self._is_sent()
+
+    def _study_tags(self) -> dict[str, str]:
+        name = self._study.folder.name
+        return {NAME_TAG: name, "study": name, "kind": "study"}
 
     def _open(self, folder: Path, run_id: str, tags: Mapping[str, str]) -> Recorder:
         recorder = Recorder(

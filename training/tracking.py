@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from training.spool import EVENTS_FILE, Spool
+from training.tracking_view import NAME_TAG, NOTE_TAG, PARENT_KINDS, VIEW_TAG, note, view_state
 
 logger = logging.getLogger(__name__)
 
@@ -253,13 +254,25 @@ class _MlflowSender:
                 self._mlflow_runs[run_id] = found[0].info.run_id
             else:
                 tags = {**first["tags"], RUN_TAG: run_id}
+                name = tags.pop(NAME_TAG, run_id)
                 if PARENT_TAG in tags:
                     tags["mlflow.parentRunId"] = self._parent(experiment_id, tags[PARENT_TAG])
                 created = self.client().create_run(
-                    experiment_id, start_time=first["time"], tags=tags, run_name=run_id
+                    experiment_id, start_time=first["time"], tags=tags, run_name=name
                 )
                 self._mlflow_runs[run_id] = created.info.run_id
+                self._show(experiment_id, created.info.run_id, kind=tags.get("kind", ""))
         return self._mlflow_runs[run_id]
+
+    def _show(self, experiment_id: str, mlflow_run: str, *, kind: str) -> None:
+        """Let the experiment's page open with the columns that matter, and with a new parent's children."""
+        known = self.client().get_experiment(experiment_id).tags
+        if VIEW_TAG not in known:
+            self.client().set_experiment_tag(experiment_id, NOTE_TAG, note(experiment_id))
+        if kind in PARENT_KINDS or VIEW_TAG not in known:
+            parents = [mlflow_run] if kind in PARENT_KINDS else []
+            view = view_state(kind, parents, before=known.get(VIEW_TAG))
+            self.client().set_experiment_tag(experiment_id, VIEW_TAG, view)
 
     def _parent(self, experiment_id: str, run_id: str) -> str:
         if run_id not in self._mlflow_runs:

@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import socket
@@ -152,3 +153,33 @@ def test_a_server_that_never_answers_leaves_everything_for_later(tmp_path, uri):
     assert sync(tmp_path) == (3, 0)
     client, run = stored_run(uri, "r4")
     assert client.get_metric_history(run.info.run_id, "loss")[0].value == 0.25
+
+
+def test_an_experiment_opens_with_our_columns_and_the_newest_parents_unfolded(tmp_path, uri):
+    from mlflow import MlflowClient
+
+    ids = []
+    for number in range(4):
+        tags = {"kind": "study", "mlflow.runName": f"study {number}"}
+        parent = Tracker(
+            tmp_path / str(number), uri=uri, experiment=EXPERIMENT, run_id=f"s{number}", tags=tags
+        )
+        assert parent.finish("FINISHED")
+        found = stored_run(uri, f"s{number}")[1]
+        assert found.info.run_name == f"study {number}"
+        ids.append(found.info.run_id)
+    child = Tracker(
+        tmp_path / "child",
+        uri=uri,
+        experiment=EXPERIMENT,
+        run_id="s3-0",
+        tags={"kind": "run", "striate.parent": "s3"},
+    )
+    assert child.finish("FINISHED")
+    assert stored_run(uri, "s3-0")[1].info.run_name == "s3-0"
+    experiment = MlflowClient(tracking_uri=uri).get_experiment_by_name(EXPERIMENT)
+    view = json.loads(experiment.tags["mlflow.sharedViewState.striate"])
+    assert view["selectedColumns"][:2] == ["tags.`outcome`", "metrics.`best_score`"]
+    assert view["runsExpanded"] == dict.fromkeys(ids[1:], True)
+    link = f"(#/experiments/{experiment.experiment_id}/runs?viewStateShareKey=striate)"
+    assert link in experiment.tags["mlflow.note.content"]
