@@ -19,6 +19,7 @@ class CheckpointKeeper:
         if keep < 1:
             raise ValueError(f"keep is {keep}, but must be at least 1")
         self._study, self._keep = study, keep
+        self._removed: set[int] = set()
 
     def started(self, _asked: Asked) -> None:
         """Tidy up what the run before has left; by now the study knows how that one ended."""
@@ -35,10 +36,11 @@ class CheckpointKeeper:
         trials = self._study.trials()
         best = {trial.number for trial in ranked(trials)[: self._keep]}
         for trial in trials:
-            if not trial.state.is_finished():
+            if not trial.state.is_finished() or trial.number in self._removed:
                 continue
             if trial.number not in best:
                 self._remove(trial.number)
+                self._removed.add(trial.number)
             else:
                 for state in self._checkpoints(trial.number).glob("state-*"):
                     shutil.rmtree(state, ignore_errors=True)

@@ -150,6 +150,14 @@ def run_on_ray(
             ray.shutdown()
 
 
+def no_room(config: ClusterConfig) -> str:
+    """Return why a search ends that has waited for machines as long as it may."""
+    return (
+        f"no machine had room for a run for {config.wait_seconds / 60:.3g} minutes; see `ray status` for why "
+        "none is there. The same command goes on; --wait sets the time"
+    )
+
+
 def _require_storage(driver: Driver, objective: Objective) -> None:
     store = getattr(objective, "store", None)
     try:

@@ -4,6 +4,7 @@ It knows the study and whoever watches; what executes the runs (this process, or
 calls ``next``, ``epoch`` and ``ended``.
 """
 
+import errno
 import math
 import time
 from collections import Counter, deque
@@ -25,6 +26,7 @@ Objective = Callable[[RunSpec, Path, OnEpoch], RunResult]
 """Trains a run in a folder and goes on where the folder ends. Tells every epoch, also those from before an
 interruption, and stops when the answer is False. It is pickled into workers."""
 
+_STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
 _WATCHED_RUNS = 10
 _MANY_INFEASIBLE = 200
 
@@ -137,6 +139,10 @@ class Driver:
             return
         if self.stopping is not None and result.outcome is Outcome.PRUNED and result.error is None:
             self.study.leave(number)
+        elif result.outcome is Outcome.FAILED and (reason := whose_fault(result.error)) is not None:
+            # It says nothing about the run, and the next one would fail as well.
+            self.stop(f"run {number} failed, {reason}: {result.error}")
+            self.study.leave(number)
         else:
             self._end(number, result)
 
@@ -218,3 +224,15 @@ class Driver:
     def _tell(self, event: Callable[[Observer], None]) -> None:
         for observer in self._observers:
             event(observer)
+
+
+def whose_fault(error: str | None) -> str | None:
+    """Return what is to be done where a run failed through no fault of its own, None where it did.
+
+    Its disk was full, read-only, broken or gone, or the cluster had no room for its workers.
+    """
+    if error is not None and any(f"[Errno {code}]" in error for code in _STORAGE_ERRORS):
+        return "as it could not write; make room, or mount the storage again"
+    if error is not None and "the cluster had no room for" in error:
+        return "as no machine was there; see `ray status` for why, --wait sets the time"
+    return None

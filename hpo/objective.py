@@ -93,6 +93,7 @@ class ClusterObjective:
         gpus_per_worker: GPUs of each.
         select_on: what scores of epochs look at.
         max_failures: how often workers that died are replaced.
+        wait_seconds: for room on the cluster.
         run_timeout_seconds: this process ends itself when its workers finish no epoch for so long, waiting
             for machines included; None for no limit.
     """
@@ -103,6 +104,7 @@ class ClusterObjective:
     gpus_per_worker: int = 0
     select_on: SelectOn = "holdout"
     max_failures: int = 2
+    wait_seconds: float = 1200.0
     run_timeout_seconds: float | None = None
 
     def __call__(self, spec: RunSpec, folder: Path, on_epoch: OnEpoch) -> RunResult:
@@ -127,6 +129,7 @@ class ClusterObjective:
                 cpus_per_worker=self.cpus_per_worker,
                 on_epoch=on_epoch,
                 max_failures=self.max_failures,
+                wait_seconds=self.wait_seconds,
                 select_on=self.select_on,
             )
         return pruned_if_diverged(result)
@@ -155,6 +158,7 @@ def make_objective(
             gpus_per_worker=int(cluster.gpus_per_worker),
             select_on=select_on,
             max_failures=cluster.max_restarts,
+            wait_seconds=cluster.wait_seconds,
             run_timeout_seconds=cluster.run_timeout_seconds,
         )
     return TrainingObjective(

@@ -26,6 +26,7 @@ from training.results import EpochReport, Outcome, RunResult
 from training.spec import RunSpec, to_plain
 
 _STOPPED, _MADE_WITH = "stopped_at", "made_with"
+_SYNC_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,24 +97,25 @@ class Study:
         self.folder, self.space, self.bounds, self.pruning = folder, space, bounds, pruning
         self.made_with = dict(made_with or {})
         self._lock = _locked(folder)
+        self._pruner = pruning.build()
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
         try:
             require_same(folder, identity)
+            self._storage = OneWriterStorage(storage_url(folder))
+            # Hyperband's brackets are a hash of this name: not of the folder's, so that the same seed in
+            # another folder searches the same way.
+            self._study = optuna.create_study(
+                storage=self._storage,
+                study_name=space.name,
+                sampler=SeededSampler(seed, kind=sampler),
+                pruner=self._pruner,
+                direction="maximize",
+                load_if_exists=True,
+            )
+            self._storage.sync()
         except StudyError:
             self._lock.close()
             raise
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._pruner = pruning.build()
-        self._storage = OneWriterStorage(storage_url(folder))
-        # Hyperband's brackets are a hash of this name: not of the folder's, so that the same seed in another
-        # folder searches the same way.
-        self._study = optuna.create_study(
-            storage=self._storage,
-            study_name=space.name,
-            sampler=SeededSampler(seed, kind=sampler),
-            pruner=self._pruner,
-            direction="maximize",
-            load_if_exists=True,
-        )
         self._live: dict[int, optuna.Trial] = {}
         self._curves: dict[int, dict[int, float]] = {}
         self._undecided: set[int] = set()
@@ -124,11 +126,21 @@ class Study:
 
     def close(self) -> None:
         """Let another process drive the study."""
+        self._storage.dispose()
         self._lock.close()
+
+    def sync(self) -> None:
+        """Write to the disk what waits there, unless that was done a moment ago.
+
+        A run that was asked for and the end of a run are written at once; epochs may wait, as a run tells
+        them again to the next driver.
+        """
+        self._storage.sync(after_seconds=_SYNC_SECONDS)
 
     def enqueue(self, values: Mapping[str, Any]) -> None:
         """Make known values a run to be asked for next, once in the life of the study."""
         self._study.enqueue_trial(dict(values), skip_if_exists=True)
+        self._storage.sync()
 
     @property
     def is_new(self) -> bool:
@@ -155,10 +167,14 @@ class Study:
                 trial = self._study.ask()
             try:
                 spec, reason = self.space.spec(trial, self.bounds), None
+            except StudyError:
+                raise
             except ValueError as error:
                 spec, reason = None, str(error)
             if spec is not None and _MADE_WITH not in trial.user_attrs:
                 trial.set_user_attr(_MADE_WITH, {"spec": to_plain(spec), **self.made_with})
+        # Before anything is written into the run's folder: another run of its number could not go on there.
+        self._storage.sync()
         self._live[trial.number] = trial
         self._curves[trial.number] = dict(self.trial(trial.number).intermediate_values) if resumed else {}
         if resumed:
@@ -185,6 +201,7 @@ class Study:
         stop = self._is_to_stop(number, report)
         if stop:
             trial.set_user_attr(_STOPPED, report.epoch)
+        self.sync()
         self._undecided.discard(number)
         return not stop
 
@@ -217,6 +234,7 @@ class Study:
             self._study.tell(trial, state=TrialState.PRUNED)
         else:
             self._study.tell(trial, state=TrialState.FAIL)
+        self._storage.sync()
         self._forget(number)
         self._num_runs += result.outcome is not Outcome.INFEASIBLE
 
@@ -234,6 +252,7 @@ class Study:
         """Short random name that tells this study from others in a folder of the same name."""
         if "uid" not in self._study.user_attrs:
             self._study.set_user_attr("uid", secrets.token_hex(3))
+            self._storage.sync()
         return str(self._study.user_attrs["uid"])
 
     @property

@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from hpo.cluster import ClusterConfig, RayBrokenError
+from hpo.cluster import ClusterConfig, RayBrokenError, no_room
 from hpo.driver import Driver, Objective
 from hpo.identity import IDENTITY_FILE, StudyError
 from training.results import EpochReport, Outcome, RunResult
@@ -90,14 +90,23 @@ def run_on_tune(
     )
     try:
         tuner.fit()
-    except Exception:
-        if bridge.starved is None:
+    except Exception as error:
+        # Tune calls it an error of its own.
+        reason = _study_error(error)
+        if reason is None:
             raise
-        raise StudyError(bridge.starved) from None
+        raise reason from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     if bridge.broken is not None:
         raise RayBrokenError(bridge.broken)
+
+
+def _study_error(error: BaseException | None) -> StudyError | None:
+    """Return what ended a search with a reason in words, out of what Tune makes of it."""
+    while error is not None and not isinstance(error, StudyError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _resources(config: ClusterConfig) -> dict[str, float]:
@@ -195,7 +204,6 @@ class _Bridge:
     ) -> None:
         self.driver, self.on_idle = driver, on_idle
         self.broken: str | None = None
-        self.starved: str | None = None
         self._ran_at = time.monotonic()
         self._config, self._answers = config, answers
         self._numbers: dict[str, int] = {}
@@ -204,15 +212,12 @@ class _Bridge:
 
     def watch(self, *, running: bool) -> None:
         """End the search when runs have waited too long for a machine; Tune itself waits for ever."""
+        self.driver.study.sync()
         now = time.monotonic()
         if running or not self._numbers:
             self._ran_at = now
         elif now - self._ran_at > self._config.wait_seconds:
-            self.starved = (
-                f"no machine had room for a run for {self._config.wait_seconds / 60:.3g} minutes; see "
-                "`ray status` for why none is there. The same command goes on; --wait sets the time"
-            )
-            raise RayBrokenError(self.starved)
+            raise StudyError(no_room(self._config))
 
     def suggest(self, trial_id: str, finished: Any) -> Any:
         self.on_idle()

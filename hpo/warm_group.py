@@ -6,6 +6,7 @@ gives out runs, answers reports, and starts a group again when one of its worker
 
 import json
 import logging
+import math
 import os
 import threading
 import time
@@ -17,8 +18,9 @@ from typing import Any, Protocol
 
 import ray
 
-from hpo.cluster import ClusterConfig
+from hpo.cluster import ClusterConfig, no_room
 from hpo.driver import Driver, Objective, OnEpoch
+from hpo.identity import StudyError
 from hpo.tuning import read_result, told
 from training.ranks import Ranks, from_first
 from training.results import EpochReport, Outcome, RunResult
@@ -30,6 +32,7 @@ _POLL_SECONDS = 0.05
 # The others of a group wait in a collective operation, which must not last forever.
 _NEWS_SECONDS = 20.0
 _JOIN_SECONDS = 30.0
+_START_SECONDS = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 _STOP: dict[str, Any] = {"stop": True}
 
 
@@ -120,6 +123,7 @@ class _Dispatcher:
             else:
                 self._ended(number, json.loads(text))
         self._replace_dead()
+        self._driver.study.sync()
         for group in range(self._config.slots):
             if group in self._numbers:
                 continue
@@ -162,6 +166,8 @@ class _Dispatcher:
         for index, group in list(self._groups.items()):
             if group.is_alive():
                 continue
+            if group.had_no_room:
+                raise StudyError(no_room(self._config))
             del self._groups[index]
             number = self._numbers.pop(index, None)
             ray.get(self._coordinator.take_back.remote(index))
@@ -177,6 +183,7 @@ class _Group:
 
     def __init__(self, index: int, *, coordinator: Any, objective: Objective, config: ClusterConfig) -> None:
         self.error: str | None = None
+        self.had_no_room = False
         self._thread = threading.Thread(
             target=self._run, args=(index, coordinator, objective, config), name="group", daemon=True
         )
@@ -195,6 +202,9 @@ class _Group:
             _fit(index, coordinator, objective, config)
         except Exception as error:
             self.error = f"{type(error).__name__}: {error}".splitlines()[0]
+            # A class that Ray does not export.
+            failure = getattr(error, "controller_failure", None)
+            self.had_no_room = type(failure).__name__ == "WorkerGroupStartupTimeoutError"
 
 
 def _fit(index: int, coordinator: Any, objective: Objective, config: ClusterConfig) -> None:
@@ -214,10 +224,17 @@ def _fit(index: int, coordinator: Any, objective: Objective, config: ClusterConf
             # Nothing is kept there: runs have their own folders.
             name=f"group-{os.getpid()}-{index}-{time.monotonic_ns()}",
             storage_path=_scratch(),
-            failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=2),
+            failure_config=ray.train.FailureConfig(
+                max_failures=0, controller_failure_limit=_failed_starts(config.wait_seconds)
+            ),
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
     ).fit()
+
+
+def _failed_starts(wait_seconds: float) -> int:
+    """Return how many failed starts of workers are allowed: Ray Train limits their number, not the time."""
+    return max(math.ceil(wait_seconds / float(os.environ.get(_START_SECONDS, "60"))) - 1, 0)
 
 
 def _scratch() -> str:

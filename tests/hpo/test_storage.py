@@ -2,7 +2,7 @@
 
 import optuna
 import pytest
-from hpo_search import EPOCHS, FastObjective, make_report, open_study, search
+from hpo_search import EPOCHS, FastObjective, make_report, make_result, open_study, search
 from optuna.trial import TrialState
 from sqlalchemy import event
 
@@ -32,6 +32,7 @@ def test_memory_and_database_say_the_same_while_runs_are_in_flight_and_after(tmp
     study = open_study(tmp_path)
     asked = study.ask(total=30)
     study.report(asked.number, make_report(asked.spec, 1))
+    study._storage.sync()
     trials = study.trials()
     assert {trial.state for trial in trials} >= {TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED}
     # Another process reads the database.
@@ -52,9 +53,28 @@ def test_a_run_is_asked_for_in_one_transaction(tmp_path):
     asked = study.ask(total=9)
     assert len(commits) == 1
     assert set(read_trials(study.folder)[asked.number].params) == set(asked.values)
-    commits.clear()
-    study.report(asked.number, make_report(asked.spec, 1))
-    assert len(commits) == 1
+    study.close()
+
+
+def test_epochs_wait_for_each_other_and_for_a_second_at_most(tmp_path, monkeypatch):
+    study = open_study(tmp_path, pruner="none")
+    asked = study.ask(total=9)
+    for epoch in (1, 2):
+        study.report(asked.number, make_report(asked.spec, epoch))
+
+    def written():
+        return sorted(read_trials(study.folder)[asked.number].intermediate_values)
+
+    assert written() == []
+    monkeypatch.setattr("hpo.study._SYNC_SECONDS", 0.0)
+    study.sync()
+    assert written() == [1, 2]
+    monkeypatch.undo()
+    study.report(asked.number, make_report(asked.spec, 3))
+    assert written() == [1, 2]
+    # The end of a run is written at once.
+    study.tell(asked.number, make_result(asked.spec, study.folder, Outcome.PRUNED, epochs=3))
+    assert written() == [1, 2, 3]
     study.close()
 
 
