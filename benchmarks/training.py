@@ -156,6 +156,7 @@ def overhead_table(specs: dict[str, RunSpec], recordings: Sequence[Recording], f
     for family, spec in specs.items():
         loop, alone, steps, clips = compare_with_model(spec, recordings, folder / f"run-{family}")
         wall, cpu = (loop.median(of) / alone.median(of) - 1 for of in ("wall", "cpu"))
+        print(f"{family}: {steps} steps, overhead wall {wall:+.1%}, CPU {cpu:+.1%}", flush=True)
         table.add_row(
             family,
             str(steps),
@@ -260,6 +261,7 @@ def workers_table(specs: dict[str, RunSpec], folder: Path) -> Table:
             out = folder / f"workers-{family}-{processes}-{threads}"
             in_processes(train_some, processes, spec, folder / "store", out, threads)
             speeds.append(json.loads(out.with_suffix(".json").read_text()))
+            print(f"{family}: {processes} x {threads}: {speeds[-1]:.1f} clips/s", flush=True)
         table.add_row(family, *(f"{speed:.1f}" for speed in speeds), f"{speeds[2] / speeds[0]:.2f}")
     return table
 
