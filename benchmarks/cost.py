@@ -30,7 +30,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 import torch  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
-from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count  # noqa: E402
 
 from models.cost import DTYPES, estimate_cost  # noqa: E402
 from models.encoder import Encoder, SessionSpec  # noqa: E402
@@ -38,6 +38,8 @@ from models.registry import MODELS, make_model  # noqa: E402
 
 NUM_NEURONS = 4000
 MEBIBYTE = 2**20
+FLASH_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
 RESET_HIGH_WATER_MARK = "5"
 """What Linux wants to read in a process's ``clear_refs``."""
 
@@ -175,9 +177,14 @@ def counted_flops(config: Any, clip_shape: tuple[int, int, int, int], *, trainin
     with FakeTensorMode(), torch.set_grad_enabled(training), sdpa_kernel(SDPBackend.MATH):
         encoder._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))
         inputs = make_clips(clip_shape)
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False, custom_mapping={FLASH_ATTENTION: flash_flops}) as counter:
             encoder(*inputs, session="mouse")
     return int(counter.get_total_flops())
+
+
+def flash_flops(query: tuple[int, ...], key: tuple[int, ...], value: tuple[int, ...], **_: Any) -> int:
+    """Return the operations of an attention kernel that a model calls by its name, by torch's formula."""
+    return int(sdpa_flop_count(query, key, value))
 
 
 def configure(family: str, changes: dict[str, Any]) -> Any:

@@ -21,13 +21,18 @@ def normed_products(
     products have many.
     """
     # A product for each part instead of one that is cut: putting together its gradient would copy all of it.
-    if features.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+    if makes_again(features):
         result: tuple[Tensor, ...] = _NormedProducts.apply(
             features, norm.weight, norm.bias, weight, norm.eps, tuple(widths)
         )
         return result
     normalized = norm(features)
     return tuple(functional.linear(normalized, part) for part in weight.split(list(widths)))
+
+
+def makes_again(features: Tensor) -> bool:
+    """Whether what is made of the features is to be made again for the gradients: on a CPU, uncompiled."""
+    return features.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 class _NormedProducts(torch.autograd.Function):

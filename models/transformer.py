@@ -12,7 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 from models.drop_path import DropPath
 from models.dropped_linear import DroppedLinear
-from models.normed_products import normed_products
+from models.normed_attention import normed_attention
+from models.normed_products import makes_again, normed_products
 
 FeedForwardActivation = Literal["tanh", "sigmoid", "elu", "gelu", "swiglu"]
 BlockName = Literal["parallel", "sequential"]
@@ -66,11 +67,11 @@ class BlockConfig:
 
 
 class _Attention(nn.Module):
-    """Softmax attention over a row, on queries, keys and values made elsewhere."""
+    """Softmax attention over a row, on products of its normalized tokens."""
 
     def __init__(self, config: BlockConfig) -> None:
         super().__init__()
-        self.num_heads = config.num_heads
+        self.num_heads, self.width, self.qk_norm = config.num_heads, config.attention_dim, config.qk_norm
         if config.qk_norm:
             self.query_norm: nn.Module = nn.LayerNorm(config.attention_dim)
             self.key_norm: nn.Module = nn.LayerNorm(config.attention_dim)
@@ -78,15 +79,26 @@ class _Attention(nn.Module):
             self.query_norm = self.key_norm = nn.Identity()
 
     def forward(
-        self, query: Float[Tensor, "row s d"], key: Float[Tensor, "row s d"], value: Float[Tensor, "row s d"]
-    ) -> Float[Tensor, "row s d"]:
+        self, tokens: Float[Tensor, "row s d"], norm: nn.LayerNorm, weight: Float[Tensor, "e d"]
+    ) -> tuple[Float[Tensor, "row s _"], Float[Tensor, "row s _"]]:
+        """Return what attention makes of the tokens, and what is left of their product with the weights.
+
+        Args:
+            tokens: rows that do not see each other.
+            norm: normalization of the tokens.
+            weight: rows for queries, keys and values, each head by head, and then for the rest.
+        """
+        if not self.qk_norm and makes_again(tokens):
+            return normed_attention(tokens, norm, weight, width=self.width, num_heads=self.num_heads)
+        widths = [*[self.width] * 3, len(weight) - 3 * self.width]
+        query, key, value, rest = normed_products(tokens, norm, weight, widths)
         query, key, value = (
             rearrange(features, "row s (head d) -> row head s d", head=self.num_heads)
             for features in (self.query_norm(query), self.key_norm(key), value)
         )
         attended = functional.scaled_dot_product_attention(query, key, value)
         result: Tensor = rearrange(attended, "row head s d -> row s (head d)")
-        return result
+        return result, rest
 
 
 class ParallelBlock(nn.Module):
@@ -101,9 +113,9 @@ class ParallelBlock(nn.Module):
 
     def __init__(self, config: BlockConfig) -> None:
         super().__init__()
-        self.widths = (*[config.attention_dim] * 3, config.ff_input_dim)
+        num_products = 3 * config.attention_dim + config.ff_input_dim
         self.norm = nn.LayerNorm(config.embedding_dim)
-        self.fused = nn.Linear(config.embedding_dim, sum(self.widths), bias=False)
+        self.fused = nn.Linear(config.embedding_dim, num_products, bias=False)
         self.attention = _Attention(config)
         self.attention_output = DroppedLinear(
             config.attention_dim, config.embedding_dim, rate=config.attention_dropout, bias=False
@@ -117,10 +129,10 @@ class ParallelBlock(nn.Module):
 
     def forward(self, tokens: Float[Tensor, "row s d"]) -> Float[Tensor, "row s d"]:
         """Mix the tokens of each row; rows do not see each other."""
-        query, key, value, hidden = normed_products(tokens, self.norm, self.fused.weight, self.widths)
-        attended = self.attention_output(self.attention(query, key, value))
+        attended, hidden = self.attention(tokens, self.norm, self.fused.weight)
         activation, output = self.feed_forward
-        result: Tensor = tokens + self.drop_path(attended) + self.drop_path(output(hidden, activation))
+        mixed = tokens + self.drop_path(self.attention_output(attended))
+        result: Tensor = mixed + self.drop_path(output(hidden, activation))
         return result
 
 
@@ -153,9 +165,8 @@ class SequentialBlock(nn.Module):
 
     def forward(self, tokens: Float[Tensor, "row s d"]) -> Float[Tensor, "row s d"]:
         """Mix the tokens of each row; rows do not see each other."""
-        width = len(self.fused.weight) // 3
-        query, key, value = normed_products(tokens, self.norm, self.fused.weight, [width] * 3)
-        tokens = tokens + self.drop_path(self.attention_output(self.attention(query, key, value)))
+        attended, _ = self.attention(tokens, self.norm, self.fused.weight)
+        tokens = tokens + self.drop_path(self.attention_output(attended))
         result: Tensor = tokens + self.drop_path(self.feed_forward(tokens))
         return result
 

@@ -37,7 +37,9 @@ class PlainViViT(PlainGaussian):
 
     def _block(self, block: nn.Module, tokens: Tensor) -> Tensor:
         heads = block.attention.num_heads
-        query, key, value, hidden = block.fused(block.norm(tokens)).split(block.widths, dim=-1)
+        width = block.attention.width
+        widths = [*[width] * 3, len(block.fused.weight) - 3 * width]
+        query, key, value, hidden = block.fused(block.norm(tokens)).split(widths, dim=-1)
         query, key, value = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
         attended = functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
         activation, output = block.feed_forward
