@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -214,6 +214,9 @@ class Analysis:
                 }
                 for each in self.members
             ],
+            "curve": [asdict(point) for point in self.curve],
+            "front": [asdict(point) for point in self.front],
+            "cost_unit": self.cost_unit,
             "mean_correlation": _number(self.mean_correlation),
             "effective_number": _number(self.effective_number),
             "ceiling": None

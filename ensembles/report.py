@@ -20,7 +20,15 @@ from ensembles.figures import (
     draw_stimuli,
     to_svg,
 )
-from ensembles.report_tables import TextTable, member_rows, print_report, score_rows, text_tables, verdict
+from ensembles.report_tables import (
+    TextTable,
+    correlation_rows,
+    member_rows,
+    print_report,
+    score_rows,
+    text_tables,
+    verdict,
+)
 
 __all__ = ["print_report", "write_report"]
 
@@ -51,7 +59,7 @@ figcaption { color: var(--faint); font-size: .88rem; max-width: 48rem; }
 
 
 def write_report(analysis: Analysis, folder: Path, *, title: str = "Ensemble") -> Path:
-    """Write report.html, scores.csv, members.csv and analysis.json.
+    """Write report.html, scores.csv, members.csv, correlation.csv and analysis.json.
 
     Args:
         analysis: what is reported.
@@ -64,6 +72,7 @@ def write_report(analysis: Analysis, folder: Path, *, title: str = "Ensemble") -
     folder.mkdir(parents=True, exist_ok=True)
     write_bytes(folder / "scores.csv", _csv(score_rows(analysis)))
     write_bytes(folder / "members.csv", _csv(member_rows(analysis)))
+    write_bytes(folder / "correlation.csv", _csv(correlation_rows(analysis)))
     write_bytes(folder / "analysis.json", (json.dumps(analysis.to_plain(), indent=1) + "\n").encode())
     page = folder / "report.html"
     write_bytes(page, render_page(analysis, title=title).encode())

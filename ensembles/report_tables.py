@@ -226,3 +226,12 @@ def member_rows(analysis: Analysis) -> list[Sequence[object]]:
             for member in analysis.members
         ),
     ]
+
+
+def correlation_rows(analysis: Analysis) -> list[Sequence[object]]:
+    """Return the correlation of each two members' predictions, one row per member, with a heading row."""
+    names = [member.member for member in analysis.members]
+    rows = (
+        (name, *(float(value) for value in of)) for name, of in zip(names, analysis.correlation, strict=True)
+    )
+    return [("member", *names), *rows]

@@ -199,7 +199,16 @@ def test_files_hold_the_numbers_of_the_analysis(analysis, tmp_path):
     with (tmp_path / "members.csv").open() as file:
         weights = [float(row["weight"]) for row in csv.DictReader(file)]
     assert sum(weights) == pytest.approx(1)
+    with (tmp_path / "correlation.csv").open() as file:
+        correlation = [[float(value) for value in row[1:]] for row in list(csv.reader(file))[1:]]
+    np.testing.assert_array_equal(correlation, analysis.correlation)
     plain = json.loads((tmp_path / "analysis.json").read_text())
+    # Without the two that are broken.
+    assert [point["num_members"] for point in plain["curve"]] == [1, 2, 3, 4]
+    assert plain["curve"][-1]["score"] == pytest.approx(
+        plain["scores"]["mean"]["overall"]["single_trial"]["value"], abs=1e-6
+    )
+    assert plain["front"][-1]["cost"] == max(point["cost"] for point in plain["front"])
     assert plain["scores"]["mean"]["overall"]["single_trial"]["value"] == analysis.system("mean").overall[
         "single_trial"
     ].value  # fmt: skip
