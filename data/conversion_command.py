@@ -8,12 +8,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Column, Table
 
+from data.command_line import FAILED, INTERRUPTED
 from data.conversion import ConversionConfig, ConversionProgress, convert
 from data.recording import open_store
 from data.sensorium import find_raw
 from data.store import check_store
-
-FAILED, INTERRUPTED = 1, 130
 
 
 def convert_command(parsed: argparse.Namespace) -> int:

@@ -1,7 +1,6 @@
 """Convert raw recordings to a store, or check one: ``python data/convert.py RAW... --to STORE``."""
 
 import argparse
-import sys
 from pathlib import Path
 
 EXAMPLES = """examples:
@@ -15,10 +14,11 @@ exit codes: 0 done, 1 the reason is printed, 2 wrong use, 130 interrupted (the s
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     """Read the command line; nothing heavy is imported before this is done."""
-    parser = argparse.ArgumentParser(
+    from data.command_line import CommandParser
+
+    parser = CommandParser(
         description="Convert raw recordings to a store, or check a store.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("raw", nargs="*", type=Path, help="mouse folders, zips, or folders of them")
     what = parser.add_mutually_exclusive_group(required=True)
@@ -32,7 +32,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         help="element type of the responses; auto is float16 where its range suffices (default)",
     )
     how.add_argument("--video", choices=("uint8", "float16"), default="uint8", help="default: uint8")
-    parsed = parser.parse_args(arguments)
+    parsed = parser.parse(arguments)
     if (parsed.to is None) == bool(parsed.raw):
         parser.error("give RAW... with --to STORE, or --check STORE alone")
     return parsed
@@ -47,4 +47,6 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    from data.command_line import run
+
+    run(main)

@@ -1,7 +1,6 @@
 """Download public recordings of Sensorium 2023: ``python data/download.py F G --to DIR``."""
 
 import argparse
-import sys
 from pathlib import Path
 
 EXAMPLES = """examples:
@@ -14,10 +13,11 @@ exit codes: 0 all complete, 1 the reason is printed, 2 wrong use, 130 interrupte
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     """Read the command line; nothing heavy is imported before this is done."""
-    parser = argparse.ArgumentParser(
+    from data.command_line import CommandParser
+
+    parser = CommandParser(
         description="Download public recordings of Sensorium 2023, resuming what is incomplete.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("mice", nargs="+", help="letters A to J, session names, old, new or all")
     parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder for the zips")
@@ -31,7 +31,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     source.add_argument(
         "--attempts", type=int, default=8, help="attempts in a row that bring nothing (default: 8)"
     )
-    return parser.parse_args(arguments)
+    return parser.parse(arguments)
 
 
 def main(arguments: list[str]) -> int:
@@ -43,8 +43,6 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+    from data.command_line import run
+
+    run(main)

@@ -15,6 +15,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from data.command_line import DONE, FAILED
 from data.http_parts import Download, TransferError
 from data.mice import BASE_URL, LICENSE_NOTICE, choose_mice
 from data.transfer import Patience, check_space, fetch
@@ -41,14 +42,14 @@ def download_command(parsed: argparse.Namespace) -> int:
         check_space(downloads, patience=patience)
     except (ValueError, TransferError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        return FAILED
     failed = _fetch_all(downloads, patience, console)
     for message in failed:
         print(f"error: {message}", file=sys.stderr)
     print(f"{len(downloads) - len(failed)} of {len(downloads)} recordings are complete in {parsed.to}")
     if not failed:
         print(f"next: python data/convert.py {parsed.to} --to STORE")
-    return 1 if failed else 0
+    return FAILED if failed else DONE
 
 
 def _fetch_all(downloads: list[Download], patience: Patience, console: Console) -> list[str]:

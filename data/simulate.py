@@ -1,7 +1,6 @@
 """Simulate recordings in the raw Sensorium-2023 format: ``python data/simulate.py --to DIR``."""
 
 import argparse
-import sys
 from pathlib import Path
 
 EXAMPLES = """examples:
@@ -16,10 +15,11 @@ exit codes: 0 done, 1 the reason is printed, 2 wrong use, 130 interrupted
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     """Read the command line; nothing heavy is imported before this is done."""
-    parser = argparse.ArgumentParser(
+    from data.command_line import CommandParser
+
+    parser = CommandParser(
         description="Simulate recordings with known truth, in the raw Sensorium-2023 format.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--to", type=Path, required=True, help="folder for the mouse folders and truth/")
     size = parser.add_argument_group("size")
@@ -39,7 +39,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         "instead of natural-like noise",
     )
     what.add_argument("--seed", type=int, default=0, help="default: 0")
-    return parser.parse_args(arguments)
+    return parser.parse(arguments)
 
 
 def main(arguments: list[str]) -> int:
@@ -51,4 +51,6 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    from data.command_line import run
+
+    run(main)

@@ -5,12 +5,11 @@ import argparse
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from data.command_line import FAILED, INTERRUPTED
 from data.experiment import SimulationConfig
 from data.films import bundled_films, find_films
 from data.movies import MovieClips
 from data.simulation import count_trials, simulate
-
-FAILED, INTERRUPTED = 1, 130
 
 
 def simulate_command(parsed: argparse.Namespace) -> int:

@@ -27,10 +27,11 @@ exit codes: 0 done, 1 a member or the check failed, 2 wrong use, 130 interrupted
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     """Read the command line; nothing heavy is imported before this is done."""
-    parser = argparse.ArgumentParser(
+    from data.command_line import CommandParser
+
+    parser = CommandParser(
         description="Train what is missing of an ensemble, average it, score it, explain it, publish it.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("recipe", nargs="?", help="see below")
     parser.add_argument("arguments", nargs="*", help="what the recipe is of: a model, a study, runs")
@@ -93,7 +94,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     )
     out.add_argument("--no-tracking", action="store_true", help="do not record the build in MLflow")
     out.add_argument("--verify", type=Path, metavar="BUILD", help="check a finished build again, and end")
-    parsed = parser.parse_args(arguments)
+    parsed = parser.parse(arguments)
     if parsed.verify is None and parsed.recipe is None:
         parser.error("a recipe is needed, for example: v1fm31 --subset 4")
     return parsed
@@ -109,9 +110,6 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except KeyboardInterrupt:
-        # While libraries were still being imported; later it is answered where the work is.
-        print("interrupted; the same command goes on", file=sys.stderr)
-        sys.exit(130)
+    from data.command_line import run
+
+    run(main)

@@ -8,7 +8,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from hpo.command import FAILED, MISUSED, print_error
+from data.command_line import FAILED, MISUSED
+from hpo.command import print_error
 from hpo.reproduction import TOLERANCE, Reproduction, find_run, largest_difference, make_again
 from hpo.study import read_trials
 from training.recipes import recipe

@@ -1,9 +1,25 @@
-"""Command lines about studies that exist, and what a mistyped option should have been."""
+"""Command lines about studies that exist."""
 
 import argparse
-import difflib
 import os
 from pathlib import Path
+
+from data.command_line import CommandParser
+
+EXAMPLES = {
+    "report": """examples:
+  python hpo/search.py report vivit-demo
+  python hpo/search.py report vivit-demo --out page.html --root /shared/runs
+
+exit codes: 0 written, 2 there is no such study
+""",
+    "reproduce": """examples:
+  python hpo/search.py reproduce vivit-demo 7
+  python hpo/search.py reproduce vivit-demo 7 --recordings store/
+
+exit codes: 0 reproduced, 1 not reproduced (what differs is printed), 2 wrong use, 130 interrupted
+""",
+}
 
 
 def parse_afterwards(arguments: list[str]) -> argparse.Namespace:
@@ -13,9 +29,7 @@ def parse_afterwards(arguments: list[str]) -> argparse.Namespace:
         "report": "Write a study's report (HTML and CSV), also while it is searched.",
         "reproduce": "Make a run of a study again, exactly, and compare the scores.",
     }
-    parser = argparse.ArgumentParser(
-        prog=f"search.py {action}", description=about[action], allow_abbrev=False
-    )
+    parser = CommandParser(prog=f"search.py {action}", description=about[action], epilog=EXAMPLES[action])
     parser.set_defaults(action=action)
     parser.add_argument("study", help="name or folder of the study")
     if action == "reproduce":
@@ -27,15 +41,4 @@ def parse_afterwards(arguments: list[str]) -> argparse.Namespace:
         parser.add_argument("--out", type=Path, help="page (default: report.html in the study's folder)")
     root = Path(os.environ.get("STRIATE_STORAGE", "runs"))
     parser.add_argument("--root", type=Path, default=root, help="folder of studies")
-    return parse_strictly(parser, arguments[1:])
-
-
-def parse_strictly(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
-    """Read a command line, and guess what an unknown option should have been."""
-    parsed, unknown = parser.parse_known_args(arguments)
-    for option in unknown:
-        known = list(parser._option_string_actions)
-        close = difflib.get_close_matches(option.partition("=")[0], known, n=1)
-        guess = f"; did you mean {close[0]}?" if close else ""
-        parser.error(f"{option} is not an option, see --help{guess}")
-    return parsed
+    return parser.parse(arguments[1:])

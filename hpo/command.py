@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from data.command_line import FAILED, INTERRUPTED, MISUSED
 from data.given import given_recordings
 from data.recording import Recording
 from hpo.ceiling import keep_ceiling
@@ -25,8 +26,6 @@ from hpo.warm_start import enqueue_best
 from training.tracking import default_tracking_uri
 
 logger = logging.getLogger(__name__)
-
-FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 
 
 def search_command(parsed: argparse.Namespace) -> int:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from data.command_line import FAILED, INTERRUPTED, MISUSED
 from hpo.cluster_file import ClusterError, ClusterFile
 from hpo.head import (
     DASHBOARD_PORT,
@@ -24,7 +25,6 @@ from hpo.head import (
     ray_program,
 )
 
-FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 COMMANDS = ("ui", "stop", "down")
 """Instead of a space, with ``--cluster``: open the pages, stop the search, end the cluster."""
 

@@ -23,15 +23,15 @@ exit codes: 0 done, 1 no run finished, too many failed, or not reproduced, 2 wro
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     """Read the command line; nothing heavy is imported before this is done."""
-    from hpo.arguments import parse_afterwards, parse_strictly
+    from hpo.arguments import parse_afterwards
 
     if arguments[:1] in (["report"], ["reproduce"]):
         return parse_afterwards(arguments)
-    parser = argparse.ArgumentParser(
+    from data.command_line import CommandParser
+
+    parser = CommandParser(
         description="Search the hyperparameters of a model family with TPE and Hyperband on Ray.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.set_defaults(action="search")
     parser.add_argument(
@@ -103,7 +103,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     where.add_argument("--fresh", action="store_true", help="archive the study of this name, start anew")
     where.add_argument("--no-tracking", action="store_true", help="do not mirror the study in MLflow")
     where.add_argument("--verbose", action="store_true", help="show what Ray writes")
-    return parse_strictly(parser, arguments)
+    return parser.parse(arguments)
 
 
 def main(arguments: list[str]) -> int:
@@ -124,9 +124,6 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except KeyboardInterrupt:
-        # While libraries were still being imported; later it is answered where the work is.
-        print("interrupted; the same command goes on", file=sys.stderr)
-        sys.exit(130)
+    from data.command_line import run
+
+    run(main)

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from data.command_line import FAILED, INTERRUPTED, MISUSED
 from data.confined import require_name
 from data.recording import Recording
 from data.sources import open_recordings
@@ -29,7 +30,7 @@ from training.tracking import Tracker, default_tracking_uri, prepare_store, sync
 
 logger = logging.getLogger(__name__)
 
-FAILED, MISUSED, INTERRUPTED = 1, 2, 130
+
 PLAN_FILE, RESULT_FILE = "run.json", "result.json"
 
 

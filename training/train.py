@@ -21,10 +21,11 @@ not everything reached MLflow (--sync-tracking); 2 wrong use, 130 interrupted (t
 
 def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     """Read the command line; nothing heavy is imported before this is done."""
-    parser = argparse.ArgumentParser(
+    from data.command_line import CommandParser
+
+    parser = CommandParser(
         description="Train one run from its published recipe, score it on the hold-out fold, track it.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("model", nargs="?", help="model family: factorized, gru, vivit, v1fm, dwiseneuro")
     what = parser.add_argument_group("what to run")
@@ -85,7 +86,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     where.add_argument(
         "--sync-tracking", action="store_true", help="send what could not be sent to MLflow earlier, and end"
     )
-    parsed = parser.parse_args(arguments)
+    parsed = parser.parse(arguments)
     if not parsed.sync_tracking and parsed.resume is None and (parsed.model is None or not parsed.recordings):
         parser.error("a model and --recordings are needed, for example: vivit --recordings DIR")
     if parsed.workers is None and parsed.gpus_per_worker is not None:
@@ -103,9 +104,6 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except KeyboardInterrupt:
-        # While libraries were still being imported; later it is answered where the work is.
-        print("interrupted; the same command goes on", file=sys.stderr)
-        sys.exit(130)
+    from data.command_line import run
+
+    run(main)
