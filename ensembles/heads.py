@@ -30,7 +30,11 @@ def extract_head(trunk: Path, spec: RunSpec, to: Path) -> Path:
     packed, _ = load_checkpoint(trunk)
     packed = packed | {"encoder": head_state(packed["encoder"], models.index(spec.model))}
     described = replace(
-        info, spec=to_plain(spec), versions=dict(info.versions) | {"trunk_sha256": info.sha256}
+        info,
+        spec=to_plain(spec),
+        versions=dict(info.versions) | {"trunk_sha256": info.sha256},
+        # What is known is the score of the mean of all heads.
+        score=None,
     )
     save_checkpoint(to, packed, described)
     return to

@@ -7,6 +7,8 @@ numbers is 71 MB of request and takes 29 s, as bytes it is 18 MB and takes 2 s.
 import io
 import logging
 import os
+import shutil
+import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -285,6 +287,13 @@ def fetch_checkpoint(mlflow_run: str, *, root: Path) -> Path:
         raise ValueError(f"run is {mlflow_run}, but {uri} does not hold it: {error.message}") from error
     if not has_checkpoint:
         raise ValueError(f"run is {mlflow_run}, but it logged no checkpoint in {uri}")
-    folder.mkdir(parents=True, exist_ok=True)
-    client.download_artifacts(mlflow_run, _CHECKPOINT, str(folder))
+    # An interrupted copy has no name.
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{mlflow_run}.", dir=folder.parent))
+    try:
+        client.download_artifacts(mlflow_run, _CHECKPOINT, str(partial))
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return folder / _CHECKPOINT
