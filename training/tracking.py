@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from training.spool import EVENTS_FILE, Spool
-from training.tracking_view import NAME_TAG, NOTE_TAG, PARENT_KINDS, VIEW_TAG, note, view_state
+from training.tracking_view import NAME_TAG, NOTE_TAG, VIEW_TAG, note, view_state
 
 logger = logging.getLogger(__name__)
 
@@ -261,18 +261,14 @@ class _MlflowSender:
                     experiment_id, start_time=first["time"], tags=tags, run_name=name
                 )
                 self._mlflow_runs[run_id] = created.info.run_id
-                self._show(experiment_id, created.info.run_id, kind=tags.get("kind", ""))
+                self._show(experiment_id, kind=tags.get("kind", ""))
         return self._mlflow_runs[run_id]
 
-    def _show(self, experiment_id: str, mlflow_run: str, *, kind: str) -> None:
-        """Let the experiment's page open with the columns that matter, and with a new parent's children."""
-        known = self.client().get_experiment(experiment_id).tags
-        if VIEW_TAG not in known:
+    def _show(self, experiment_id: str, *, kind: str) -> None:
+        """Let the experiment's page show the columns that matter."""
+        if VIEW_TAG not in self.client().get_experiment(experiment_id).tags:
             self.client().set_experiment_tag(experiment_id, NOTE_TAG, note(experiment_id))
-        if kind in PARENT_KINDS or VIEW_TAG not in known:
-            parents = [mlflow_run] if kind in PARENT_KINDS else []
-            view = view_state(kind, parents, before=known.get(VIEW_TAG))
-            self.client().set_experiment_tag(experiment_id, VIEW_TAG, view)
+            self.client().set_experiment_tag(experiment_id, VIEW_TAG, view_state(kind))
 
     def _parent(self, experiment_id: str, run_id: str) -> str:
         if run_id not in self._mlflow_runs:

@@ -1,19 +1,16 @@
-"""How MLflow's page shows an experiment: columns, open parents, and what to filter by.
+"""How MLflow's page shows an experiment: which columns, and what to filter by.
 
 MLflow keeps a shared view of its page in a tag of the experiment; ``?viewStateShareKey=striate`` opens it.
 Its form is that of MLflow 3.17 (``makeCanonicalSortKey`` and ``createExperimentPageUIState`` of its page).
 """
 
 import json
-from collections.abc import Sequence
 
 VIEW_KEY = "striate"
 VIEW_TAG = f"mlflow.sharedViewState.{VIEW_KEY}"
 NOTE_TAG = "mlflow.note.content"
 NAME_TAG = "mlflow.runName"
-PARENT_KINDS = ("study", "build")
 
-_MOST_OPEN = 3
 _RUN_COLUMNS = (
     ("tags", "outcome"),
     ("metrics", "best_score"),
@@ -51,24 +48,16 @@ _FILTERS = (
 )
 
 
-def view_state(kind: str, parents: Sequence[str], *, before: str | None = None) -> str:
+def view_state(kind: str) -> str:
     """Return the shared view of an experiment, as MLflow's page reads it.
 
+    Which parents are unfolded cannot be shared: the page leaves that out of what it reads.
+
     Args:
-        kind: of the experiment's parent runs: ``study`` or ``build``.
-        parents: MLflow ids of parent runs whose children are to be shown.
-        before: the view so far; its newest open parents stay open.
+        kind: of the experiment's first run: ``build``, or anything else.
     """
     columns = [f"{group}.`{name}`" for group, name in (_BUILD_COLUMNS if kind == "build" else _RUN_COLUMNS)]
-    known = [] if before is None else list(json.loads(before).get("runsExpanded", {}))
-    shown = [*(run for run in known if run not in parents), *parents][-_MOST_OPEN:]
-    return json.dumps(
-        {
-            "selectedColumns": columns,
-            "columnOrder": columns,
-            "runsExpanded": dict.fromkeys(shown, True),
-        }
-    )
+    return json.dumps({"selectedColumns": columns, "columnOrder": columns})
 
 
 def view_link(experiment_id: str) -> str:

@@ -155,31 +155,19 @@ def test_a_server_that_never_answers_leaves_everything_for_later(tmp_path, uri):
     assert client.get_metric_history(run.info.run_id, "loss")[0].value == 0.25
 
 
-def test_an_experiment_opens_with_our_columns_and_the_newest_parents_unfolded(tmp_path, uri):
+def test_an_experiment_shows_scores_and_outcomes_first_and_runs_by_short_names(tmp_path, uri):
     from mlflow import MlflowClient
 
-    ids = []
-    for number in range(4):
-        tags = {"kind": "study", "mlflow.runName": f"study {number}"}
-        parent = Tracker(
-            tmp_path / str(number), uri=uri, experiment=EXPERIMENT, run_id=f"s{number}", tags=tags
-        )
-        assert parent.finish("FINISHED")
-        found = stored_run(uri, f"s{number}")[1]
-        assert found.info.run_name == f"study {number}"
-        ids.append(found.info.run_id)
-    child = Tracker(
-        tmp_path / "child",
-        uri=uri,
-        experiment=EXPERIMENT,
-        run_id="s3-0",
-        tags={"kind": "run", "striate.parent": "s3"},
-    )
+    tags = {"kind": "study", "mlflow.runName": "vivit-demo"}
+    parent = Tracker(tmp_path / "s", uri=uri, experiment=EXPERIMENT, run_id="s-1", tags=tags)
+    assert parent.finish("FINISHED")
+    tags = {"kind": "run", "striate.parent": "s-1"}
+    child = Tracker(tmp_path / "r", uri=uri, experiment=EXPERIMENT, run_id="s-1-0", tags=tags)
     assert child.finish("FINISHED")
-    assert stored_run(uri, "s3-0")[1].info.run_name == "s3-0"
+    assert stored_run(uri, "s-1")[1].info.run_name == "vivit-demo"
+    assert stored_run(uri, "s-1-0")[1].info.run_name == "s-1-0"
     experiment = MlflowClient(tracking_uri=uri).get_experiment_by_name(EXPERIMENT)
     view = json.loads(experiment.tags["mlflow.sharedViewState.striate"])
     assert view["selectedColumns"][:2] == ["tags.`outcome`", "metrics.`best_score`"]
-    assert view["runsExpanded"] == dict.fromkeys(ids[1:], True)
     link = f"(#/experiments/{experiment.experiment_id}/runs?viewStateShareKey=striate)"
     assert link in experiment.tags["mlflow.note.content"]
