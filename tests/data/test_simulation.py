@@ -1,6 +1,7 @@
 import hashlib
 import re
 from collections import Counter, defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -197,11 +198,22 @@ def test_a_complete_mouse_is_kept_and_one_of_other_settings_is_refused(tmp_path)
         simulate(tmp_path, other)
 
 
-def test_expected_responses_are_the_mean_of_what_the_mouse_would_do(simulated):
-    truth = Truth.of(simulated[0])
+@pytest.fixture(scope="module")
+def quick_cells(tmp_path_factory) -> Path:
+    """A mouse whose cells filter over time as those of the demo do."""
+    demo = SimulationConfig.for_scale("demo")
+    temporal = {name: getattr(demo, name) for name in ("tap_rate", "rebound", "latency_frames")}
+    assert temporal != {name: getattr(TINY, name) for name in temporal}
+    return simulate(tmp_path_factory.mktemp("quick"), replace(TINY, mice=1, neurons=5, **temporal))[0]
+
+
+@pytest.mark.parametrize("cells", ["real", "quick"])
+def test_expected_responses_are_the_mean_of_what_the_mouse_would_do(simulated, quick_cells, cells):
+    folder = simulated[0] if cells == "real" else quick_cells
+    truth = Truth.of(folder)
     total = defaultdict(list)
     for index, true in truth.trials.items():
-        responses = load(simulated[0], "responses", index)[:, : true.trial.num_frames]
+        responses = load(folder, "responses", index)[:, : true.trial.num_frames]
         total["responses"].append(responses)
         for gain in ("none", "behavior", "all"):
             total[gain].append(truth.expected_responses(index, gain=gain))
