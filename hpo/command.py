@@ -20,7 +20,7 @@ from hpo.identity import StudyError, is_outdated
 from hpo.plan import SearchPlan, make_plan
 from hpo.report import write_report
 from hpo.reproduction import describe_environment
-from hpo.study import Study, read_trials
+from hpo.study import Study, lock_study, read_trials
 from hpo.summary import confirmation_table, summarize, write_rows
 from hpo.warm_start import enqueue_best
 from training.tracking import default_tracking_uri
@@ -150,7 +150,11 @@ def _archive(folder: Path, console: Console, *, what: str) -> None:
     if not folder.exists():
         return
     archive = folder.with_name(f"{folder.name}.{time.strftime('%Y%m%d-%H%M%S')}")
-    folder.rename(archive)
+    lock = lock_study(folder)
+    try:
+        folder.rename(archive)
+    finally:
+        lock.close()
     console.print(f"{what} is now {archive}; this one starts anew", highlight=False, soft_wrap=True)
 
 

@@ -26,6 +26,22 @@ from training.spec import to_plain
 EPOCHS: Mapping[str, int] = {"demo": 9, "full": 60}
 """Epochs of a run that is never stopped, by scale."""
 
+_LOWEST: Mapping[str, int] = {
+    "runs": 1,
+    "min_epochs": 1,
+    "max_epochs": 1,
+    "reduction": 2,
+    "seed": 0,
+    "confirm": 0,
+    "confirm_seeds": 1,
+    "keep": 1,
+    "max_concurrent": 1,
+    "workers_per_run": 1,
+    "gpus_per_run": 0,
+    "wait": 0,
+}
+_ABOVE_ZERO = ("time_budget", "gpu_hours", "run_timeout", "cpus_per_worker")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchPlan:
@@ -78,6 +94,7 @@ def make_plan(parsed: argparse.Namespace) -> SearchPlan:
     Raises:
         ValueError: something does not exist, or lies outside the space.
     """
+    _require_sensible(parsed)
     if parsed.space not in SPACES:
         raise ValueError(f"space is {parsed.space!r}{nearest(parsed.space, SPACES)}")
     scale: Scale = parsed.scale or default_scale(parsed.recordings)
@@ -88,10 +105,6 @@ def make_plan(parsed: argparse.Namespace) -> SearchPlan:
         max_epochs=max_epochs,
         reduction=parsed.reduction,
     )
-    if parsed.runs < 1:
-        raise ValueError(f"--runs is {parsed.runs}, but must be at least 1")
-    if parsed.run_timeout is not None and parsed.run_timeout <= 0:
-        raise ValueError(f"--run-timeout is {parsed.run_timeout:g}, but must be above 0 minutes")
     base = replace(recipe(parsed.space, scale=scale), epochs=max_epochs, seed=parsed.seed)
     bounds = Bounds(pinned=read_pairs(parsed.set), narrowed=read_ranges(parsed.narrow))
     lane = choose_lane(parsed.lane, workers_per_run=parsed.workers_per_run, is_short=scale == "demo")
@@ -118,6 +131,17 @@ def make_plan(parsed: argparse.Namespace) -> SearchPlan:
     )
 
 
+def _require_sensible(parsed: argparse.Namespace) -> None:
+    for name, lowest in _LOWEST.items():
+        value = getattr(parsed, name)
+        if value is not None and value < lowest:
+            raise ValueError(f"--{name.replace('_', '-')} is {value:g}, but must be at least {lowest}")
+    for name in _ABOVE_ZERO:
+        value = getattr(parsed, name)
+        if value is not None and value <= 0:
+            raise ValueError(f"--{name.replace('_', '-')} is {value:g}, but must be above 0")
+
+
 def default_scale(recordings: Sequence[Path] | None) -> Scale:
     """Return full where there are recordings and a GPU, demo elsewhere."""
     return "full" if recordings and torch.cuda.is_available() else "demo"
@@ -126,8 +150,6 @@ def default_scale(recordings: Sequence[Path] | None) -> Scale:
 def _cluster(parsed: argparse.Namespace, *, scale: Scale, lane: LaneChoice) -> ClusterConfig:
     cores, gpus = os.cpu_count() or 1, torch.cuda.device_count()
     workers = parsed.workers_per_run
-    if workers < 1:
-        raise ValueError(f"--workers-per-run is {workers}, but must be at least 1")
     gpus_per_run = parsed.gpus_per_run if parsed.gpus_per_run is not None else float(workers * (gpus > 0))
     if parsed.max_concurrent is not None:
         slots = parsed.max_concurrent

@@ -16,7 +16,7 @@ from hpo.identity import IDENTITY_FILE, StudyError
 from hpo.lanes import Lane
 from hpo.memory import too_many_clips
 from hpo.objective import make_objective
-from hpo.study import made_with, outcome_of, read_trials, run_folder
+from hpo.study import is_infeasible, made_with, outcome_of, read_trials, run_folder
 from training.material import SelectOn
 from training.results import EpochReport, Outcome, RunResult
 from training.run import versions
@@ -81,13 +81,16 @@ def find_run(folder: Path, number: int, *, sources: Sequence[Path] | None, cache
         cache: for converted recordings.
 
     Raises:
-        StudyError: there is no such study or run, or the recordings are others.
+        StudyError: there is no such study or run, the run was infeasible, or the recordings are others.
         OSError: the recordings are not there.
     """
     trials = read_trials(folder)
     if not 0 <= number < len(trials):
         raise StudyError(f"run is {number}, but study {folder.name} has runs 0 to {len(trials) - 1}")
     trial = trials[number]
+    if is_infeasible(trial) and not trial.intermediate_values:
+        reason = trial.user_attrs.get("reason", "it was infeasible")
+        raise StudyError(f"run {number} cannot be made: {reason}")
     made, identity = made_with(trial), read_json(folder / IDENTITY_FILE)
     recordings = open_recordings(sources or [Path(made["store"])], cache=cache)
     _require_recordings(recordings, identity["recordings"])

@@ -96,7 +96,7 @@ class Study:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.space, self.bounds, self.pruning = folder, space, bounds, pruning
         self.made_with = dict(made_with or {})
-        self._lock = _locked(folder)
+        self._lock = lock_study(folder)
         self._pruner = pruning.build()
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         try:
@@ -331,7 +331,12 @@ def run_folder(folder: Path, number: int) -> Path:
     return folder / "runs" / f"{number:04d}"
 
 
-def _locked(folder: Path) -> Any:
+def lock_study(folder: Path) -> Any:
+    """Return what keeps other drivers out until it is closed.
+
+    Raises:
+        StudyError: another process drives the study.
+    """
     lock = (folder / "lock").open("w")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

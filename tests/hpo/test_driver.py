@@ -13,6 +13,7 @@ from hpo.checkpoints import CheckpointKeeper
 from hpo.confirmation import RUN, SEED, confirmed, open_confirmation
 from hpo.driver import Driver, Limits
 from hpo.identity import StudyError
+from hpo.reproduction import find_run
 from hpo.study import made_with, read_trials, run_folder
 from hpo.warm_start import enqueue_best
 from training.results import Outcome
@@ -101,6 +102,8 @@ def test_infeasible_points_take_no_runs_place(tmp_path):
     assert len(trials) - len(infeasible) == 8
     assert all(trial.user_attrs["reason"] == "too wide" for trial in infeasible)
     assert not any(trial.intermediate_values for trial in infeasible)
+    with pytest.raises(StudyError, match=f"run {infeasible[0].number} cannot be made: too wide"):
+        find_run(tmp_path / "study", infeasible[0].number, sources=None, cache=tmp_path)
 
 
 def test_a_space_of_which_nothing_can_run_is_an_error(tmp_path, monkeypatch):
