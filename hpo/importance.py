@@ -11,9 +11,8 @@ import optuna
 from jaxtyping import Float
 from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
-from rich.table import Table
-from sklearn.ensemble import RandomForestRegressor
 
+from hpo.forests import SHUFFLES, Forest, above_chance
 from hpo.study import is_infeasible
 
 StoppedRuns = Literal["grown", "last", "drop"]
@@ -24,7 +23,7 @@ StoppedRuns = Literal["grown", "last", "drop"]
 """
 
 FEWEST_RUNS = 5
-_FORESTS, _SHUFFLES = 10, 20
+_FORESTS = 10
 _SURE = 0.95
 
 
@@ -111,16 +110,16 @@ def importances(
         return Importances(rows=(), fit=math.nan, fit_spread=math.nan, warnings=(why,), **counts)
     columns = [_columns(name, [trial for trial, _ in runs]) for name in names]
     seeds = range(_FORESTS * seed, _FORESTS * (seed + 1))
-    forests = [_Forest(columns, scores, seed=each, trees=trees) for each in seeds]
+    forests = [Forest(columns, scores, seed=each, trees=trees) for each in seeds]
     shares, fits = np.array([each.shares for each in forests]), np.array([each.fit for each in forests])
-    above_chance = _above_chance(columns, scores, seed=seed, trees=trees)
+    above_by_name = above_chance(columns, scores, seed=seed, trees=trees)
     by_optuna = _optuna_shares(runs)
     rows = [
         Importance(
             name=name,
             forest=float(shares[:, index].mean()),
             spread=float(shares[:, index].std(ddof=1)),
-            above_chance=float(above_chance[index]),
+            above_chance=float(above_by_name[index]),
             correlation=_correlation(name, runs),
             optuna=by_optuna.get(name),
         )
@@ -135,41 +134,6 @@ def importances(
         warnings=_doubts(rows, fit=fit, num_runs=len(runs)),
         **counts,
     )
-
-
-def importance_table(found: Importances, *, top: int = 10) -> Table:
-    """Return the most important hyperparameters as a table to print, with what speaks against it below."""
-    table = Table(
-        title=f"importance of hyperparameters, {describe(found)}",
-        title_justify="left",
-        caption="\n".join(found.warnings) or None,
-        caption_justify="left",
-    )
-    for column in HEADINGS:
-        table.add_column(column, justify="left" if column == HEADINGS[0] else "right")
-    for row in found.rows[:top]:
-        table.add_row(*cells(row))
-    return table
-
-
-HEADINGS = ("hyperparameter", "forest", "above chance", "correlation", "Optuna")
-
-
-def cells(row: Importance) -> list[str]:
-    """Return one hyperparameter's line as text, in the order of ``HEADINGS``."""
-    return [
-        row.name,
-        f"{row.forest:.3f} +- {row.spread:.3f}",
-        f"{round(_SHUFFLES * row.above_chance)} of {_SHUFFLES}",
-        "-" if row.correlation is None else f"{row.correlation:+.3f}",
-        "-" if row.optuna is None else f"{row.optuna:.3f}",
-    ]
-
-
-def describe(found: Importances) -> str:
-    """Return in words what a ranking rests on."""
-    fit = "" if math.isnan(found.fit) else f", out-of-bag R2 {found.fit:.2f} +- {found.fit_spread:.2f}"
-    return f"from {found.finished} finished and {found.stopped} stopped runs{fit}"
 
 
 def _scored(trials: Sequence[FrozenTrial], *, stopped: StoppedRuns) -> list[tuple[FrozenTrial, float]]:
@@ -224,65 +188,6 @@ def _is_ordered(name: str, trials: Sequence[FrozenTrial]) -> bool:
     return True
 
 
-class _Forest:
-    """A random forest of the scores.
-
-    Attributes:
-        shares: of each hyperparameter.
-        fit: R2 of predictions by the trees that have not seen a run. Runs that every tree has seen are left
-            out; scikit-learn's own ``oob_score_`` counts them as predicted to be 0.
-    """
-
-    def __init__(
-        self,
-        columns: Sequence[Float[np.ndarray, "runs _"]],
-        scores: Float[np.ndarray, " runs"],
-        *,
-        seed: int,
-        trees: int,
-    ) -> None:
-        self._table, self._scores = np.concatenate(columns, axis=1), scores
-        self._forest = RandomForestRegressor(n_estimators=trees, bootstrap=True, random_state=seed)
-        self._forest.fit(self._table, scores)
-        owners = np.repeat(np.arange(len(columns)), [part.shape[1] for part in columns])
-        self.shares = np.bincount(owners, weights=self._forest.feature_importances_, minlength=len(columns))
-
-    @property
-    def fit(self) -> float:
-        predicted = np.stack([tree.predict(self._table) for tree in self._forest.estimators_])
-        unseen = np.ones(predicted.shape, dtype=bool)
-        for row, drawn in zip(unseen, self._forest.estimators_samples_, strict=True):
-            row[drawn] = False
-        rated = unseen.any(axis=0)
-        means = (predicted * unseen).sum(axis=0)[rated] / unseen.sum(axis=0)[rated]
-        wanted = self._scores[rated]
-        return float(1 - np.sum((wanted - means) ** 2) / np.sum((wanted - wanted.mean()) ** 2))
-
-
-def _above_chance(
-    columns: Sequence[Float[np.ndarray, "runs _"]],
-    scores: Float[np.ndarray, " runs"],
-    *,
-    seed: int,
-    trees: int,
-) -> Float[np.ndarray, " names"]:
-    """Return how often each hyperparameter explains more than its shuffled copy in the same forest.
-
-    Source:
-        Kursa and Rudnicki 2010, "Feature selection with the Boruta package" (shuffled copies), here each
-        compared with its own.
-    """
-    rng = np.random.default_rng([seed, 1])
-    wins = []
-    for shuffle in range(_SHUFFLES):
-        order = rng.permutation(len(scores))
-        copies = [part[order] for part in columns]
-        shares = _Forest([*columns, *copies], scores, seed=_SHUFFLES * seed + shuffle, trees=trees).shares
-        wins.append(shares[: len(columns)] > shares[len(columns) :])
-    above: Float[np.ndarray, " names"] = np.mean(wins, axis=0)
-    return above
-
-
 def _correlation(name: str, runs: Sequence[tuple[FrozenTrial, float]]) -> float | None:
     having = [(trial, score) for trial, score in runs if name in trial.params]
     if len(having) < 3 or not _is_ordered(name, [trial for trial, _ in having]):
@@ -330,26 +235,11 @@ def _doubts(rows: Sequence[Importance], *, fit: float, num_runs: int) -> tuple[s
     if num_runs < 2 * len(rows):
         found.append(
             f"{num_runs} runs for {len(rows)} hyperparameters cannot support a ranking of them all: believe "
-            f"no order among those that are above chance in fewer than {round(_SURE * _SHUFFLES)} of "
-            f"{_SHUFFLES} forests"
+            f"no order among those that are above chance in fewer than {round(_SURE * SHUFFLES)} of "
+            f"{SHUFFLES} forests"
         )
     if fit <= 0:
         found.append("the forests predict unseen runs no better than their mean: the ranking is noise")
     elif not any(row.stands_out for row in rows):
         found.append("no hyperparameter stands out from chance: the ranking is noise")
     return tuple(found)
-
-
-def plain_rows(found: Importances) -> list[dict[str, Any]]:
-    """Return one dictionary of plain values per hyperparameter, for files."""
-    return [
-        {
-            "hyperparameter": row.name,
-            "forest": row.forest,
-            "spread": row.spread,
-            "above_chance": row.above_chance,
-            "correlation": row.correlation,
-            "optuna": row.optuna,
-        }
-        for row in found.rows
-    ]

@@ -20,7 +20,8 @@ from hpo.figures.hyperparameters import (
 )
 from hpo.figures.progress import draw_cost, draw_curves, draw_history, draw_rungs
 from hpo.figures.style import styled
-from hpo.importance import HEADINGS, Importances, cells, describe, importances, plain_rows
+from hpo.importance import Importances, importances
+from hpo.importance_tables import HEADINGS, cells, describe, plain_rows
 from hpo.page import picture, section, shown, table, whole
 from hpo.report_data import RunRecord, StudyRecord, cheapest_best, read_study, rung_ranks
 from training.names import flatten

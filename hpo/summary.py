@@ -11,7 +11,8 @@ from rich.table import Table
 
 from hpo.ceiling import MEANING, kept_ceiling
 from hpo.confirmation import CONFIRMATION_HEADINGS, FOUND, Confirmed, confirmation_cells
-from hpo.importance import importance_table, importances
+from hpo.importance import importances
+from hpo.importance_tables import importance_table
 from hpo.study import Study, outcome_of, ranked
 
 SHOWN = 5

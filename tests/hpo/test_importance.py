@@ -11,7 +11,7 @@ from optuna.trial import TrialState, create_trial
 from rich.console import Console
 
 from hpo import importance
-from hpo.importance import HEADINGS, cells, describe, importance_table, plain_rows
+from hpo.importance_tables import HEADINGS, cells, describe, importance_table, plain_rows
 
 importances = partial(importance.importances, trees=25)
 UNIT = FloatDistribution(0.0, 1.0)
