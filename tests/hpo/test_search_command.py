@@ -10,8 +10,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from hpo_search import open_study
 from optuna.trial import TrialState
+from rich.console import Console
 
+from hpo.command import _archive
+from hpo.identity import StudyError
 from hpo.study import read_trials
 
 SCRIPT = Path(__file__).parents[2] / "hpo" / "search.py"
@@ -142,6 +146,9 @@ def require_mirrored(root, trials):
         (["vivit", "--lane", "trian"], "did you mean train?"),
         (["vivit", "--lane", "actors", "--workers-per-run", "2"], "an actor is one process"),
         (["vivit", "--runs", "0"], "--runs is 0, but must be at least 1"),
+        (["vivit", "--max-epochs", "0"], "--max-epochs is 0, but must be at least 1"),
+        (["vivit", "--confirm", "2", "--confirm-seeds", "0"], "--confirm-seeds is 0, but must be at least 1"),
+        (["vivit", "--run-timeout", "0"], "--run-timeout is 0, but must be above 0"),
         (["report", "nothing"], "study is 'nothing'"),
     ],
 )
@@ -161,10 +168,6 @@ def test_wrong_use_is_refused_with_the_way_out(tmp_path, capsys, arguments, mess
 
 
 def test_fresh_archives_the_old_study(tmp_path, capsys):
-    from rich.console import Console
-
-    from hpo.command import _archive
-
     folder = tmp_path / "studies" / "it"
     folder.mkdir(parents=True)
     (folder / "study.db").write_text("kept")
@@ -174,3 +177,11 @@ def test_fresh_archives_the_old_study(tmp_path, capsys):
     assert len(archived) == 1
     assert (archived[0] / "study.db").read_text() == "kept"
     assert "the old study is now" in capsys.readouterr().out
+
+
+def test_a_study_that_is_being_driven_is_not_archived(tmp_path):
+    study = open_study(tmp_path)
+    with pytest.raises(StudyError, match="driven by another process"):
+        _archive(study.folder, Console(), what="the old study")
+    assert study.folder.exists()
+    study.close()
