@@ -12,6 +12,7 @@ from pathlib import Path
 from sqlalchemy import event
 
 from hpo.driver import Driver, Limits
+from hpo.hanging import HangWatch
 from hpo.memory import MemoryWatch, too_many_clips
 from hpo.pruning import PruningConfig
 from hpo.space import Bounds, plan_space
@@ -88,6 +89,7 @@ class TroubledObjective(FastObjective):
     """Runs that break in the ways that runs break, by number; each leaves its attempts in a file."""
 
     troubles: Mapping[int, str]
+    most_bytes: int = 0
 
     def __call__(self, spec, folder, on_epoch, ranks=None):
         folder.mkdir(parents=True, exist_ok=True)
@@ -110,9 +112,25 @@ class TroubledObjective(FastObjective):
             clips = 8 if too_many is None else too_many // 2
             if clips > 2:
                 MemoryWatch(folder, clips=clips, limit_bytes=1)._watch()
+        if trouble == "takes all memory" and attempt == 1:
+            take_memory(self.most_bytes)
         if trouble == "is slow":
             time.sleep(1.0)
+        if trouble == "hangs":
+            with HangWatch(folder, limit_seconds=0.5):
+                time.sleep(600)
         return go_on
+
+
+def take_memory(most_bytes):
+    """Take more and more memory until somebody ends this process."""
+    block = 2**27
+    taken = []
+    while len(taken) * block < most_bytes:
+        taken.append(b"1" * block)
+        time.sleep(0.05)
+    time.sleep(5.0)
+    raise RuntimeError(f"nobody ended a process with {most_bytes / 1e9:.1f} GB")
 
 
 def read_log(path):
