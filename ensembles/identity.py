@@ -5,10 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from training.names import differences
+from training.names import list_differences
 from training.run_folder import read_json, write_json
-
-_SHOWN = 4
 
 
 class BuildError(ValueError):
@@ -25,10 +23,9 @@ def require_same(path: Path, identity: Mapping[str, Any]) -> None:
     if not path.exists():
         write_json(path, wanted)
         return
-    different = differences(read_json(path), wanted)
+    different = list_differences(read_json(path), wanted)
     if different:
-        more = f" and {len(different) - _SHOWN} more" if len(different) > _SHOWN else ""
         raise BuildError(
-            f"build {path.parent} was made with another {'; '.join(different[:_SHOWN])}{more}. "
+            f"build {path.parent} was made with another {different}. "
             "Use --name for a new build, or the build's own options"
         )

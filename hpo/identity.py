@@ -5,13 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from training.names import differences
+from training.names import list_differences
 from training.run_folder import read_json, write_json
 
 IDENTITY_FILE = "study.json"
 DATABASE_FILE = "study.db"
 _SQLITE = b"SQLite format 3\0"
-_SHOWN = 4
 _CHANGED_BY_UPDATES = frozenset({"recordings", "space", "base"})
 
 
@@ -35,11 +34,10 @@ def require_same(folder: Path, identity: Mapping[str, Any]) -> None:
         stored = read_json(path)
     except ValueError as error:
         raise StudyError(f"{error}; use --fresh to archive the study and start anew") from error
-    different = differences(stored, wanted)
+    different = list_differences(stored, wanted)
     if different:
-        more = f" and {len(different) - _SHOWN} more" if len(different) > _SHOWN else ""
         raise StudyError(
-            f"study {folder} was made with another {'; '.join(different[:_SHOWN])}{more}. "
+            f"study {folder} was made with another {different}. "
             "Use --fresh to archive it and start anew, or --name for a new study"
         )
 

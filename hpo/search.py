@@ -58,7 +58,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         help="run the published values first (default: yes)",
     )
     how = parser.add_argument_group("how")
-    how.add_argument("--dry-run", action="store_true", help="show the plan, start and write nothing")
+    how.add_argument("--dry-run", action="store_true", help="show the plan and what it takes; start nothing")
     how.add_argument("--runs", type=int, default=20, help="runs in all; raising it extends a study")
     how.add_argument("--sampler", choices=("tpe", "random"), default="tpe")
     how.add_argument("--pruner", choices=("hyperband", "median", "asha", "none"), default="hyperband")

@@ -156,6 +156,13 @@ def differences(old: Any, new: Any, name: str = "") -> list[str]:
     return [] if old == new else [f"{name}: {_short(old)} -> {_short(new)}"]
 
 
+def list_differences(old: Any, new: Any, *, shown: int = 4) -> str:
+    """Return the first differences in one line and how many more there are; nothing where all is the same."""
+    lines = differences(old, new)
+    more = f" and {len(lines) - shown} more" if len(lines) > shown else ""
+    return "; ".join(lines[:shown]) + more
+
+
 def _short(value: Any) -> str:
     text = "nothing" if value is None else str(value)
     return text if len(text) <= 40 else text[:37] + "..."

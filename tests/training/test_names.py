@@ -3,7 +3,7 @@ from typing import Literal
 
 import pytest
 
-from training.names import flatten, with_values
+from training.names import flatten, list_differences, with_values
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,3 +74,12 @@ def test_what_does_not_fit_is_refused_with_the_way_out(name, text, message):
 def test_flattening_and_setting_back_is_the_identity():
     changed = with_values(Outer(), {"model.levels": "3", "seed": 9, "model.rate": 0.5})
     assert with_values(Outer(), flatten(changed)) == changed
+
+
+def test_differences_are_listed_by_name_the_first_of_them_only():
+    old = {"seed": 0, "model": {"depth": 3, "rate": 0.5}, "only": 1}
+    assert list_differences(old, dict(old)) == ""
+    assert list_differences(old, old | {"seed": 1}) == "seed: 0 -> 1"
+    new = {"seed": 1, "model": {"depth": 4, "rate": 0.5}}
+    assert list_differences(old, new) == "model.depth: 3 -> 4; only: 1 -> nothing; seed: 0 -> 1"
+    assert list_differences(old, new, shown=1) == "model.depth: 3 -> 4 and 2 more"
