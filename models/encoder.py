@@ -138,8 +138,12 @@ class Encoder(nn.Module):
         """Run the core, which all sessions share.
 
         Raises:
-            ValueError: the clip has no frame that could be predicted.
+            ValueError: the clip has no frame that could be predicted, or signals of another length.
         """
+        for name, signals in (("behavior", behavior), ("pupil", pupil)):
+            if signals.shape[2] != video.shape[2]:
+                found, wanted = signals.shape[2], video.shape[2]
+                raise ValueError(f"{name} has {found} frames, but must have as many as the video, {wanted}")
         if video.shape[2] <= self.warmup_frames:
             raise ValueError(
                 f"clip has {video.shape[2]} frames, but must have more than the {self.warmup_frames} "

@@ -318,6 +318,17 @@ def test_neurons_without_a_place_or_response_are_refused(name, wrong):
         SessionSpec(session="mouse", num_neurons=3, **changed)
 
 
+@pytest.mark.parametrize("name", ["behavior", "pupil"])
+def test_signals_of_another_length_than_the_video_are_refused(name):
+    video, behavior, pupil = clips("factorized")
+    cut = {"behavior": behavior, "pupil": pupil} | {name: behavior[..., 1:]}
+    encoder = build(TINY["factorized"])
+    # Without the tests' own check of shapes, which would see it first.
+    features = getattr(type(encoder).features, "__wrapped__", type(encoder).features)
+    with pytest.raises(ValueError, match=f"{name} has 9 frames, but must have as many as the video, 10"):
+        features(encoder, video, **cut)
+
+
 def test_an_unknown_family_is_refused_with_the_nearest():
     with pytest.raises(ValueError, match=r"model is 'vivi', .* did you mean vivit\?"):
         make_model("vivi")
