@@ -36,7 +36,7 @@ def ray():
 
 
 TROUBLES = {1: "raises", 3: "dies once", 4: "is not a number"}
-MORE_TROUBLES = TROUBLES | {2: "dies", 5: "is slow", 6: "needs memory"}
+MORE_TROUBLES = TROUBLES | {2: "dies", 5: "is slow", 6: "needs memory", 7: "hangs"}
 
 
 # A group of workers takes seconds to start again, an actor less.
@@ -56,6 +56,12 @@ def test_runs_that_break_end_as_what_they_are_and_the_search_goes_on(ray, tmp_pa
         expected[2] = (TrialState.FAIL, "failed", 1)
         # Ray's error by name, or what Tune has noted of it, whichever is there first.
         assert re.match(r"its process died 2 times: .*(ActorDiedError|died)", trials[2].user_attrs["reason"])
+    if 7 in troubles:
+        expected[7] = (TrialState.FAIL, "failed", 1)
+        assert trials[7].user_attrs["reason"].startswith("it finished no epoch for 0:00:00.5")
+        # It would hang again.
+        assert len((tmp_path / "study/runs/0007/attempts").read_text().split()) == 1
+        assert "hpo_search.py" in (tmp_path / "study/runs/0007/hung.txt").read_text()
     assert driver.stopping is None
     assert ended == expected
     assert trials[1].user_attrs["reason"] == "KeyError: 'a bug'"
