@@ -27,6 +27,7 @@ from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
 from data.recording import Recording
+from ensembles.card import ABOUT, model_card
 from ensembles.manifest import EnsembleManifest, hash_of
 from ensembles.served import ServedEnsemble, export
 from training.tracking import RUN_TAG, default_tracking_uri
@@ -192,6 +193,8 @@ def publish(
     }
     for key, value in tags.items():
         client.set_model_version_tag(MODEL, number, key, value)
+    client.update_registered_model(MODEL, description=ABOUT)
+    client.update_model_version(MODEL, number, description=model_card(manifest))
     is_champion, words = _compare(client, number, score=score, data=manifest.data_sha256)
     if is_champion:
         client.set_registered_model_alias(MODEL, CHAMPION, number)

@@ -244,7 +244,14 @@ def test_the_better_build_on_the_same_data_becomes_champion(finished, recordings
     change(other, score=0.9, data="0" * 64)
     assert "other data" in registered(other).words
     client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-    assert client.get_model_version_by_alias(MODEL, "champion").version == int(first.version)
+    champion = client.get_model_version_by_alias(MODEL, "champion")
+    assert champion.version == int(first.version)
+    plain = json.loads((finished / "ensemble.json").read_text())
+    assert f"| single-trial correlation | {plain['direct']['single_trial']:.4f} |" in champion.description
+    for member in plain["members"]:
+        assert f"| {member['name']} | {member['architecture']} | {member['seed']} |" in champion.description
+    assert all(f"| {session} |" in champion.description for session in plain["data"])
+    assert "`champion`" in client.get_registered_model(MODEL).description
 
 
 def change(root, *, score, weights=False, data=None):
