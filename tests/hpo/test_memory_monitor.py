@@ -18,8 +18,10 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
-# More than Ray and two runs take, and than other programs' use changes meanwhile.
+# More than Ray and two runs take.
 ROOM_BYTES = 3 * 10**9
+# By so much may the memory of other programs shrink before a run that takes all finds too much of it.
+SLACK_BYTES = 4 * 10**9
 
 
 @pytest.fixture
@@ -30,8 +32,9 @@ def monitored_ray(monkeypatch):
     lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
     memory = {line[0].rstrip(":"): 1024 * int(line[1]) for line in lines}
     total, free = memory["MemTotal"], memory["MemAvailable"]
-    if free < 2 * ROOM_BYTES:
-        pytest.skip(f"{free / 1e9:.1f} GB are free, but this needs {2 * ROOM_BYTES / 1e9:.0f}")
+    needed = ROOM_BYTES + SLACK_BYTES + 10**9
+    if free < needed:
+        pytest.skip(f"{free / 1e9:.1f} GB are free, but this needs {needed / 1e9:.0f}")
     threshold = (total - free + ROOM_BYTES) / total
     monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "100")
     monkeypatch.setenv("RAY_memory_usage_threshold", f"{threshold:.4f}")
@@ -45,13 +48,14 @@ def monitored_ray(monkeypatch):
 @pytest.mark.usefixtures("monitored_ray")
 def test_a_run_that_rays_memory_monitor_kills_is_made_again_and_the_search_goes_on(tmp_path, caplog):
     objective = TroubledObjective(
-        log=tmp_path / "log", troubles={1: "takes all memory"}, most_bytes=ROOM_BYTES + 10**9
+        log=tmp_path / "log", troubles={1: "takes all memory"}, most_bytes=ROOM_BYTES + SLACK_BYTES
     )
     # The monitor may take innocent runs as well.
     config = ClusterConfig(slots=2, lane="actors", max_restarts=5)
     trials, driver = search_on_ray(tmp_path, total=5, objective=objective, config=config, pruner="none")
     assert driver.stopping is None
-    assert {trial.state for trial in trials} == {TrialState.COMPLETE}
+    reasons = [trial.user_attrs.get("reason") for trial in trials]
+    assert {trial.state for trial in trials} == {TrialState.COMPLETE}, reasons
     assert [sorted(trial.intermediate_values) for trial in trials] == [list(range(1, EPOCHS + 1))] * 5
     attempts = (tmp_path / "study" / "runs" / "0001" / "attempts").read_text().split()
     assert len(attempts) > 1
