@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -56,16 +57,23 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         "--on-failure", choices=("continue", "stop"), default="continue", help="when a member fails"
     )
     how.add_argument(
-        "--max-concurrent", type=int, help="members at a time (default: what cores and GPUs allow)"
+        "--max-concurrent", type=int, help="members at a time (default: what cores, GPUs or cluster allow)"
     )
     how.add_argument(
-        "--gpus-per-member", type=float, help="default: 1 where there are GPUs; may be a fraction"
+        "--gpus-per-member", type=float, help="default: 1 where this machine has GPUs; may be a fraction"
     )
+    how.add_argument("--cpus-per-member", type=float, help="default: this machine's share, or 4 on a cluster")
     how.add_argument("--workers", type=int, default=1, help="processes that train one member together")
     how.add_argument("--address", help="Ray cluster to use (default: RAY_ADDRESS, or this machine alone)")
+    how.add_argument(
+        "--wait", type=float, default=20.0, metavar="MINUTES", help="for machines, at most (default: 20)"
+    )
     out = parser.add_argument_group("what comes out")
     out.add_argument(
-        "--root", type=Path, default=Path("runs"), help="folder of runs and builds (default: runs)"
+        "--root",
+        type=Path,
+        default=Path(os.environ.get("STRIATE_STORAGE", "runs")),
+        help="folder of runs and builds (default: STRIATE_STORAGE, else runs)",
     )
     out.add_argument("--name", help="name of the build (default: the recipe and its scale)")
     out.add_argument("--dry-run", action="store_true", help="print the plan, do nothing")

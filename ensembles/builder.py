@@ -8,7 +8,8 @@ from pathlib import Path
 from data.recording import Recording, Tier
 from ensembles.heads import extract_head
 from ensembles.identity import BuildError
-from ensembles.members import Executor, Member, MemberJob, MemberResult, in_waves, trained_before
+from ensembles.making import trained_before
+from ensembles.members import Executor, Member, MemberJob, MemberResult, in_waves
 from ensembles.plan import BuildPlan
 from training.names import with_values
 from training.results import EpochReport, Outcome

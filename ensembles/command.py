@@ -260,7 +260,8 @@ def _print_header(
         f"recipe      {plan.recipe}, {len(plan.members)} members, {plan.scale} scale; "
         f"{len(missing_members(plan))} to be trained",
         f"recordings  {len(recordings)} mice, {neurons} neurons; {source}",
-        f"members     {cluster.slots} at a time, on {count:g} {unit} each",
+        f"members     {'as many' if cluster.slots is None else cluster.slots} at a time"
+        f"{' as the cluster has room for' if cluster.slots is None else ''}, on {count:g} {unit} each",
         f"weights     {chosen}, scored on oracle",
         f"build       {plan.folder}",
     )
@@ -287,6 +288,6 @@ def _plan_table(plan: BuildPlan, recordings: Sequence[Recording]) -> Table:
             str(spec.epochs),
             f"{cost.parameters:,}",
             f"{cost.flops / 1e9:.2f}",
-            member.teacher or ("training" if member.source is None else str(member.source)),
+            member.teacher or member.trunk or ("training" if member.source is None else str(member.source)),
         )
     return table

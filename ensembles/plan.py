@@ -156,23 +156,35 @@ def default_scale(recordings: Sequence[Path] | None) -> Scale:
 
 
 def plan_cluster(parsed: argparse.Namespace, *, scale: Scale, num_members: int) -> ClusterConfig:
-    """Return where members are made: as many at once as this machine's cores or GPUs allow."""
+    """Return where members are made: as many at once as this machine's or the cluster's resources allow.
+
+    Raises:
+        ValueError: an option is out of range.
+    """
     cores, gpus = os.cpu_count() or 1, torch.cuda.device_count()
+    address = parsed.address or os.environ.get("RAY_ADDRESS")
     gpus_per_member = parsed.gpus_per_member if parsed.gpus_per_member is not None else float(gpus > 0)
+    slots: int | None
     if parsed.max_concurrent is not None:
         slots = parsed.max_concurrent
+    elif address is not None:
+        slots = None
     elif gpus_per_member > 0:
         slots = max(int(gpus / gpus_per_member), 1)
     else:
         # A small run gains nothing from a second thread, a full one gains little from a fifth.
         slots = cores if scale == "demo" else max(cores // 4, 1)
-    slots = min(slots, num_members) if slots >= 1 else slots
+    if slots is not None and slots > num_members:
+        slots = num_members
+    on_cluster = 1 if scale == "demo" else 4
+    share = on_cluster if slots is None else max(cores // max(slots * parsed.workers, 1), 1)
     return ClusterConfig(
         slots=slots,
-        cpus_per_member=max(cores // max(slots * parsed.workers, 1), 1),
+        cpus_per_member=share if parsed.cpus_per_member is None else parsed.cpus_per_member,
         gpus_per_member=gpus_per_member,
         workers=parsed.workers,
-        address=parsed.address or os.environ.get("RAY_ADDRESS"),
+        address=address,
+        wait_seconds=60 * parsed.wait,
     )
 
 

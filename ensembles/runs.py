@@ -83,6 +83,8 @@ def runs_of_study(folder: Path, *, top: int) -> Sequence[ExistingRun]:
 
 
 def _existing(checkpoint: Path, *, name: str) -> ExistingRun:
+    # A machine of a cluster starts its processes in a folder of its own.
+    checkpoint = checkpoint.absolute()
     return ExistingRun(name=name, checkpoint=checkpoint, info=read_info(checkpoint))
 
 

@@ -10,7 +10,8 @@ from training_runs import tiny_spec
 from data.recording import open_store
 from ensembles.assessment import assess
 from ensembles.builder import Progress, make_members
-from ensembles.members import Member, make_here
+from ensembles.making import make_here
+from ensembles.members import Member
 from ensembles.plan import BuildPlan
 
 NUM_EPOCHS = 2

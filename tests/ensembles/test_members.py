@@ -14,8 +14,9 @@ from data.windows import WindowPlan
 from ensembles.builder import Progress, make_members
 from ensembles.holdout import HOLDOUT, common_holdout
 from ensembles.identity import BuildError
+from ensembles.making import make_here
 from ensembles.manifest import EnsembleManifest
-from ensembles.members import Member, in_waves, make_here
+from ensembles.members import Member, in_waves
 from ensembles.runs import find_run, member_of_run, runs_of_study
 from models.cores.v1fm import V1FMConfig
 from models.heads import head_state
