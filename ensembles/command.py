@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from data.command_line import FAILED, INTERRUPTED, MISUSED
 from data.given import given_recordings
 from data.recording import Recording
 from data.sources import open_recordings
@@ -33,7 +34,6 @@ from models.cost import estimate_cost
 from training.results import EpochReport
 from training.tracking import default_tracking_uri, prepare_store
 
-FAILED, MISUSED, INTERRUPTED = 1, 2, 130
 CHAMPION = "champion"
 _LOG_WIDTH = 160
 
