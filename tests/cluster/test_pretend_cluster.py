@@ -71,9 +71,7 @@ def the_laptop_goes_away_watches_again_and_stops(day):
 def files_are_fetched_from_the_head(day):
     day.on_head("cd ~/striate && python hpo/search.py report first")
     for name in ("report.html", "runs.csv"):
-        day.laptop(
-            f"ray rsync-down --no-config-cache {day.file} /mnt/striate/studies/first/{name} /var/tmp/{name}"
-        )
+        day.laptop(f"ray rsync-down {day.file} /mnt/striate/studies/first/{name} /var/tmp/{name}")
     fetched = day.hosts.root("laptop") / "var/tmp"
     assert len((fetched / "runs.csv").read_text().splitlines()) == 5
     assert "<html" in (fetched / "report.html").read_text()
