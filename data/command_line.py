@@ -7,6 +7,7 @@ every other may import it.
 import argparse
 import difflib
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -61,7 +62,11 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def run(main: Callable[[list[str]], int]) -> NoReturn:
-    """Run a script's ``main`` and exit with its code; answer Ctrl-C also while libraries are imported."""
+    """Run a script's ``main`` and exit with its code; answer Ctrl-C also while libraries are imported.
+
+    SIGTERM, which schedulers and shutdowns send, is answered as Ctrl-C is.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:

@@ -18,7 +18,7 @@ from typing import Any
 from ensembles.identity import BuildError
 from ensembles.making import make_member, train_member
 from ensembles.members import MemberJob, MemberResult, OnEpoch
-from training.nodes import StorageError, require_shared
+from training.nodes import StorageError, former_sigterm, require_shared
 from training.results import EpochReport, Outcome, RunResult
 
 logger = logging.getLogger(__name__)
@@ -99,7 +99,8 @@ def make_on_ray(
 
     started_here = not ray.is_initialized()
     if started_here:
-        _start_ray(config)
+        with former_sigterm():
+            _start_ray(config)
     try:
         try:
             # Members are in the build's folder members/, predictions beside it.

@@ -80,8 +80,14 @@ def test_codes_are_those_that_shells_and_schedulers_know():
     assert (DONE, FAILED, MISUSED, INTERRUPTED) == (0, 1, 2, 128 + signal.SIGINT)
 
 
-def test_an_interrupt_outside_of_the_work_is_answered_in_words():
-    code = "from data.command_line import run\ndef main(arguments):\n    raise KeyboardInterrupt\nrun(main)\n"
+@pytest.mark.parametrize("ended", ["raise KeyboardInterrupt", "os.kill(os.getpid(), signal.SIGTERM)"])
+def test_an_interrupt_outside_of_the_work_is_answered_in_words(ended):
+    code = (
+        "import os, signal\n"
+        "from data.command_line import run\n"
+        f"def main(arguments):\n    {ended}\n    raise AssertionError\n"
+        "run(main)\n"
+    )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert answer.returncode == INTERRUPTED
     assert "the same command goes on" in answer.stderr

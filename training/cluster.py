@@ -35,7 +35,7 @@ from ray.train.torch import TorchTrainer  # noqa: E402
 
 from data.sources import open_recordings  # noqa: E402
 from training.material import SelectOn  # noqa: E402
-from training.nodes import require_shared  # noqa: E402
+from training.nodes import former_sigterm, require_shared  # noqa: E402
 from training.ranks import Ranks  # noqa: E402
 from training.results import EpochReport, Outcome, RunResult  # noqa: E402
 from training.run import run  # noqa: E402
@@ -237,7 +237,8 @@ class _Listener:
 def _connect() -> None:
     """Join the cluster that ``RAY_ADDRESS`` names, or start one of this machine alone."""
     if not ray.is_initialized():
-        ray.init(logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
+        with former_sigterm():
+            ray.init(logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
 
 
 def _require_resources(workers: int, *, cpus: int, gpus: int) -> None:

@@ -9,7 +9,10 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,17 @@ _SECONDS = 120.0
 
 class StorageError(ValueError):
     """A folder that not every machine reaches; the message names the machine and the way out."""
+
+
+@contextmanager
+def former_sigterm() -> Iterator[None]:
+    """Put the answer to SIGTERM back that Ray 2.60 replaces while it starts; its own aborts the program."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def require_shared(folder: Path, readable: Sequence[Path] = (), *, seconds: float = _SECONDS) -> int:

@@ -58,6 +58,23 @@ def test_members_made_on_ray_are_those_made_here_also_after_a_kill(recordings, t
     assert there.manifest.direct == here.manifest.direct
 
 
+def test_sigterm_ends_members_on_ray_as_ctrl_c_does(recordings, tmp_path):
+    def on_epoch(name, report):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def executor(jobs, tell):
+        return make_on_ray(jobs, tell, config=ClusterConfig())
+
+    plan = tiny_plan(tmp_path / "ended", tiny_members(1, epochs=2))
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            build(plan, recordings, progress=Progress(epoch=on_epoch), executor=executor)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not maker_pids()
+
+
 def noiseless_members(count):
     """Members of which two processes draw nothing by themselves: positions stand still."""
     optimizer = OptimizerConfig(core_lr=0.003, readout_lr=1e-9, readout_weight_decay=0.0, eps=1e-5)
