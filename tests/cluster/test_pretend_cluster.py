@@ -4,6 +4,7 @@ A test of several steps on one cluster, as a user's day would be: starting it co
 """
 
 import json
+import os
 
 import pretend_hosts
 import pytest
@@ -107,13 +108,17 @@ def the_pages_open_through_tunnels(day):
         pages.wait(timeout=60)
 
 
+# Minutes more: set STRIATE_LONG_TESTS=1.
+MORE = (
+    files_are_fetched_from_the_head,
+    an_ensemble_is_built_on_the_cluster,
+    the_laptop_goes_away_watches_again_and_stops,
+)
 A_DAY = (
     all_workers_join_and_nobody_gets_in_without_the_token,
     a_search_from_the_laptop_runs_on_both_workers,
     a_local_folder_is_refused_before_any_run_starts,
-    files_are_fetched_from_the_head,
-    an_ensemble_is_built_on_the_cluster,
-    the_laptop_goes_away_watches_again_and_stops,
+    *(MORE if "STRIATE_LONG_TESTS" in os.environ else ()),
     the_pages_open_through_tunnels,
     down_leaves_no_process_of_ray_on_any_machine,
 )
