@@ -68,11 +68,15 @@ def run(main: Callable[[list[str]], int]) -> NoReturn:
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        sys.exit(main(sys.argv[1:]))
+        code = main(sys.argv[1:])
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         # Later it is answered where the work is, which knows more.
         print("interrupted; what was finished is kept, the same command goes on", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        code = INTERRUPTED
+    # Another Ctrl-C has nothing left to end: it would only replace the exit code by the signal's.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.exit(code)
 
 
 def _guess(word: str, known: Sequence[str]) -> str:

@@ -126,7 +126,10 @@ class _Trainer:
         self.micro_batch = min(material.micro_batch, spec.loader.batch_size)
         self.inference = spec.inference
         self.by_session = [list(encoder.session_parameters(name)) for name in encoder.sessions]
-        warn_of_batch_norm(encoder, micro_batch=self.micro_batch, batch_size=spec.loader.batch_size)
+        of_this_process = -(-spec.loader.batch_size // ranks.world_size)
+        warn_of_batch_norm(
+            encoder, at_once=min(self.micro_batch, of_this_process), batch_size=spec.loader.batch_size
+        )
         if spec.compute.compile:
             # Sessions differ in neurons only, so the core compiles once for all of them.
             encoder.core.compile()

@@ -77,13 +77,13 @@ def fitting_micro_batch(
     return size
 
 
-def warn_of_batch_norm(encoder: nn.Module, *, micro_batch: int, batch_size: int) -> None:
-    """Say so when the size of micro-batches changes the result."""
-    if micro_batch < batch_size and any(isinstance(module, _BatchNorm) for module in encoder.modules()):
+def warn_of_batch_norm(encoder: nn.Module, *, at_once: int, batch_size: int) -> None:
+    """Say so when the size of micro-batches, or the number of processes, changes the result."""
+    if at_once < batch_size and any(isinstance(module, _BatchNorm) for module in encoder.modules()):
         logger.warning(
-            "batch norm sees %d clips at a time, not the batch of %d: the result differs from that of a "
-            "device with more memory",
-            micro_batch,
+            "batch norm sees %d clips at a time, not the batch of %d: the result differs from that of one "
+            "device with memory for all of them",
+            at_once,
             batch_size,
         )
 

@@ -14,6 +14,7 @@ from training.distillation import DistillationConfig
 from training.joint import cut_parts
 from training.losses import DWISENEURO_LOSS
 from training.material import Material
+from training.micro_batch import warn_of_batch_norm
 from training.ranks import Ranks
 from training.results import Outcome
 from training.run import run
@@ -184,3 +185,10 @@ def test_both_published_stages_run_one_after_the_other(recordings, tmp_path):
     )
     result = run(student, recordings, tmp_path / "student")
     assert result.outcome is Outcome.FINISHED, result.error
+
+
+@pytest.mark.parametrize(("spec", "at_once", "said"), [(SPEC, 2, True), (SPEC, 5, False), (None, 2, False)])
+def test_a_run_whose_batch_norm_sees_less_than_the_batch_says_so(recordings, caplog, spec, at_once, said):
+    material = Material.prepare(recordings, spec or tiny_spec(), device=CPU)
+    warn_of_batch_norm(material.build_encoder(), at_once=at_once, batch_size=5)
+    assert ("batch norm sees 2 clips at a time, not the batch of 5" in caplog.text) == said
