@@ -9,6 +9,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from data.page import picture, section, shown, table, whole
+from data.svg import styled
 from hpo.ceiling import MEANING
 from hpo.confirmation import CONFIRMATION_HEADINGS, FOUND, confirmation_cells
 from hpo.figures.hyperparameters import (
@@ -19,10 +21,8 @@ from hpo.figures.hyperparameters import (
     ordered_names,
 )
 from hpo.figures.progress import draw_cost, draw_curves, draw_history, draw_rungs
-from hpo.figures.style import styled
 from hpo.importance import Importances, importances
 from hpo.importance_tables import HEADINGS, cells, describe, plain_rows
-from hpo.page import picture, section, shown, table, whole
 from hpo.report_data import RunRecord, StudyRecord, cheapest_best, read_study, rung_ranks
 from training.names import flatten
 from training.results import Outcome

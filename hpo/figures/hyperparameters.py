@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from optuna.distributions import CategoricalDistribution
 
+from data.svg import BLUE, GRAY, GREEN, ORANGE, WIDTH, rule, scores_map
 from hpo.figures.progress import color_bar
-from hpo.figures.style import BLUE, GRAY, GREEN, ORANGE, WIDTH, rule, scores_map
 from hpo.importance import Importances
 from hpo.report_data import RunRecord, StudyRecord, last_scores
 

@@ -9,7 +9,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from hpo.figures.style import BLUE, GRAY, GREEN, ORANGE, RED, WIDTH, ink, legend_beside, rule, scores_map
+from data.svg import BLUE, GRAY, GREEN, ORANGE, RED, WIDTH, ink, legend_beside, rule, scores_map
 from hpo.report_data import (
     RunRecord,
     StudyRecord,

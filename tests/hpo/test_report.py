@@ -15,13 +15,13 @@ from hpo_search import make_report, open_study
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
+from data.svg import styled
 from hpo.afterwards import study_folder as find_study
 from hpo.arguments import parse_afterwards
 from hpo.ceiling import CEILING_FILE
 from hpo.confirmation import CONFIRMATION_HEADINGS, RUN, SEED, confirmation_folder
 from hpo.figures.hyperparameters import Scale, correlation_matrix, draw_parallel, draw_slices
 from hpo.figures.progress import draw_curves, draw_history
-from hpo.figures.style import styled
 from hpo.identity import StudyError
 from hpo.pruning import PruningConfig
 from hpo.report import _best, write_report
@@ -182,7 +182,7 @@ def test_every_part_is_there_with_its_picture(page):
     found = Page(page)
     assert tuple(found.headings) == SECTIONS
     assert found.tags.count("svg") == 8
-    assert "Too few runs" not in page
+    assert "Too little to draw" not in page
 
 
 def test_identifiers_in_pictures_are_those_of_one_picture(page):

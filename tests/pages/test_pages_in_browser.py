@@ -15,6 +15,7 @@ from ensemble_pools import make_pool
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
+from data.overview import write_overview
 from ensembles.diagnostics import analyze
 from ensembles.evidence_pass import gather
 from ensembles.gate import choose
@@ -99,8 +100,13 @@ def ensemble_page(tmp_path_factory):
     return write_ensemble_report(analysis, folder / "report")
 
 
+@pytest.fixture
+def data_page(recordings, tmp_path):
+    return write_overview(recordings, tmp_path / "overview.html")
+
+
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize(("page", "least"), [("search_page", 6), ("ensemble_page", 5)])
+@pytest.mark.parametrize(("page", "least"), [("search_page", 6), ("ensemble_page", 5), ("data_page", 6)])
 def test_a_page_is_whole_quiet_and_fits_the_screen(request, tmp_path, page, least, dark):
     seen = look(request.getfixturevalue(page), tmp_path, dark=dark)
     found = seen.measured

@@ -1,4 +1,4 @@
-"""The pieces of a report's page: sections, pictures, tables and the page around them, without network."""
+"""The pieces of a page: sections, pictures, tables and the page around them, without network."""
 
 from collections.abc import Sequence
 from html import escape
@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from hpo.figures.style import to_svg
+from data.svg import to_svg
 
 
 def section(title: str, content: str, note: str = "") -> str:
@@ -25,7 +25,7 @@ def section(title: str, content: str, note: str = "") -> str:
 def picture(figure: Figure | None, label: str) -> str:
     """Return a picture whose ink is the page's."""
     if figure is None:
-        return '<p class="missing">Too few runs yet.</p>'
+        return '<p class="missing">Too little to draw yet.</p>'
     svg = to_svg(figure, name=label)
     return f'<figure aria-label="{escape(label)}">{svg}</figure>'
 

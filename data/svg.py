@@ -1,4 +1,4 @@
-"""How the report's pictures look: inline SVG whose ink is the page's, in light and in dark."""
+"""How the pictures of pages look: inline SVG whose ink is the page's, in light and in dark."""
 
 import io
 import re
@@ -51,7 +51,7 @@ def scores_map() -> Colormap:
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Draw in the report's style."""
+    """Draw in the style of the pages."""
     with mpl.rc_context(_SETTINGS):
         yield
 
