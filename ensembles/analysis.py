@@ -215,7 +215,7 @@ class Analysis:
                 for each in self.members
             ],
             "curve": [asdict(point) for point in self.curve],
-            "front": [asdict(point) for point in self.front],
+            "front": [asdict(point) | {"members": list(point.members)} for point in self.front],
             "cost_unit": self.cost_unit,
             "mean_correlation": _number(self.mean_correlation),
             "effective_number": _number(self.effective_number),
