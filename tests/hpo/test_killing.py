@@ -6,7 +6,7 @@ import pytest
 from hpo_search import EPOCHS, read_log, search, slow_search, told
 from optuna.trial import TrialState
 
-TOTAL, KILLS = 30, 20
+TOTAL, KILLS = 48, 20
 
 
 def start(target, *arguments):
@@ -19,7 +19,7 @@ def start(target, *arguments):
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 def test_a_driver_killed_20_times_tells_what_an_uninterrupted_one_tells(tmp_path):
     undisturbed = told(search(tmp_path / "undisturbed", total=TOTAL))
     root, pauses, kills = tmp_path / "disturbed", random.Random(3), 0
