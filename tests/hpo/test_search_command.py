@@ -7,8 +7,10 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from hpo_search import open_study
 from optuna.trial import TrialState
@@ -53,6 +55,19 @@ class Search:
         assert process.poll() is None, process.stdout.read()
 
 
+def kill(process):
+    """Kill a driver, and wait until its runs are gone: they may finish an epoch meanwhile."""
+    runs = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with suppress(psutil.Error):
+            if "ray::ImplicitFunc" in " ".join(child.cmdline()):
+                runs.append(child)
+    assert runs
+    process.kill()
+    process.communicate()
+    assert not psutil.wait_procs(runs, timeout=120)[1]
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
@@ -71,8 +86,7 @@ def test_a_search_interrupted_in_every_way_ends_as_if_it_had_not_been(recordings
 
     process = search.start()
     search.wait_for_an_epoch(process)
-    process.kill()
-    process.communicate()
+    kill(process)
 
     process = search.start()
     search.wait_for_an_epoch(process)
