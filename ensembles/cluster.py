@@ -113,7 +113,8 @@ def make_on_ray(
             yield from _Pool(jobs, config).run(on_epoch, on_idle)
     finally:
         if started_here:
-            ray.shutdown()
+            with former_sigterm():
+                ray.shutdown()
 
 
 def _start_ray(config: ClusterConfig) -> None:

@@ -27,7 +27,7 @@ class StorageError(ValueError):
 
 @contextmanager
 def former_sigterm() -> Iterator[None]:
-    """Put the answer to SIGTERM back that Ray 2.60 replaces while it starts; its own aborts the program."""
+    """Put the answer to SIGTERM back that Ray 2.60 replaces when it starts and when it ends."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         yield

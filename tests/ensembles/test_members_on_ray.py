@@ -70,6 +70,9 @@ def test_sigterm_ends_members_on_ray_as_ctrl_c_does(recordings, tmp_path):
     try:
         with pytest.raises(KeyboardInterrupt):
             build(plan, recordings, progress=Progress(epoch=on_epoch), executor=executor)
+        # What follows in the same process is ended by it as well.
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
     finally:
         signal.signal(signal.SIGTERM, before)
     assert not maker_pids()
