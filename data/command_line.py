@@ -64,7 +64,8 @@ class CommandParser(argparse.ArgumentParser):
 def run(main: Callable[[list[str]], int]) -> NoReturn:
     """Run a script's ``main`` and exit with its code; answer Ctrl-C also while libraries are imported.
 
-    SIGTERM, which schedulers and shutdowns send, is answered as Ctrl-C is.
+    SIGTERM, which schedulers and shutdowns send, is answered as Ctrl-C is; but while a search runs, Ray 2.60
+    answers it first and ends the program with code 1.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
